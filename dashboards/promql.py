@@ -1,0 +1,77 @@
+"""The PromQL that panels and alerts are made of.
+
+Every function returns one expression. The dashboard's variables stand in it as `$name`, and every
+selector of a panel carries all of them. The meaning of a metric is written down in the
+library's catalogue and not repeated here.
+"""
+
+PREFIX = "sqlalchemy_pool_"
+VARIABLES = ("cluster", "namespace", "job", "instance", "pool")
+POOL = "job, pool"
+PROCESS = "job, instance, pool"
+NEXT = f"{PROCESS}, state, protected"
+
+# Idle only. A held connection is cut as well, but neither pre-ping nor recycling can help it, and one
+# that is busy with a long statement looks just as silent although the server does not count that time.
+AT_RISK = 'state="idle", risk=~"imminent|expired|dead"'
+HELD_AT_RISK = 'state="checked_out", risk=~"imminent|expired|dead"'
+# The limits of a connection that is in no transaction; the others may be shorter and do not apply to it.
+IDLE_SOURCES = 'source=~"wait_timeout|idle_session_timeout|configured"'
+
+
+def name(family: str) -> str:
+    """Return the full name of a metric *family*."""
+    return PREFIX + family
+
+
+def of(family: str, *matchers: str) -> str:
+    """Return the series of *family* that the dashboard's variables and *matchers* select."""
+    chosen = [f'{variable}=~"${variable}"' for variable in VARIABLES]
+    return f"{name(family)}{{{', '.join([*chosen, *matchers])}}}"
+
+
+def finite(expression: str) -> str:
+    """Drop what is +Inf: an empty moment, or a limit that is not set."""
+    return f"({expression} < +Inf)"
+
+
+def total(family: str, *matchers: str) -> str:
+    """Return the sum of the gauge *family* over everything chosen."""
+    return f"sum({of(family, *matchers)})"
+
+
+def per_minute(counter: str, by: str = POOL, *matchers: str) -> str:
+    """Return how often *counter* rises in a minute: per second, rare events read as 0.0003."""
+    return f"60 * sum by ({by}) (rate({of(counter, *matchers)}[$__rate_interval]))"
+
+
+def quantile(share: float, histogram: str) -> str:
+    """Return a quantile of *histogram* for each pool, and nothing (not NaN) where nothing happened."""
+    rate = f"rate({of(histogram + '_bucket')}[$__rate_interval])"
+    return f"histogram_quantile({share}, sum by (le, {POOL}) ({rate})) >= 0"
+
+
+def left(*matchers: str) -> str:
+    """Return the seconds until the next inactivity limit, below 0 where it has passed."""
+    return f"{finite(of('next_deadline_timestamp_seconds', *matchers))} - time()"
+
+
+def share_left(protected: str) -> str:
+    """Return what `left` is of the idle limit of the same process, for its idle connections.
+
+    Held ones have no share: in a transaction a shorter limit may apply than the one divided by.
+    """
+    numerator = left('state="idle"', f'protected="{protected}"')
+    limit = finite(f"min without (source) ({of('inactivity_limit_seconds', IDLE_SOURCES)})")
+    return f"({numerator}) / ignoring (state, protected) {limit}"
+
+
+def age(family: str) -> str:
+    """Return the seconds since the moment that *family* holds."""
+    return f"time() - {finite(of(family))}"
+
+
+def fullness() -> str:
+    """Return the share of its limit that each process has handed out; 0 where there is no limit."""
+    checked_out = of("connections", 'state="checked_out"')
+    return f"{checked_out} / ignoring (state) {of('connections_limit')}"

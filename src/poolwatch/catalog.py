@@ -1,0 +1,264 @@
+"""The metric catalogue: every family this library exports, once.
+
+The collector, the generated reference and the tests read this table. The fields of
+:class:`~poolwatch.snapshot.PoolSnapshot` carry the names of the families without the prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "sqlalchemy_pool_"
+
+Kind = Literal["gauge", "counter", "histogram", "info"]
+Merge = Literal["sum", "livesum", "livemin", "livemax", "liveall"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label beside ``pool``, which every series carries.
+
+    Attributes:
+        name: As exported.
+        values: Every value it can take, each exported from the start; empty where the values are not known
+            beforehand (a server's limits, a slot's number).
+    """
+
+    name: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family.
+
+    Attributes:
+        field: Its name without the prefix, and the field of the snapshot that holds its value.
+        kind: ``info`` is a gauge whose labels are facts and whose value is 1.
+        help: One sentence for the exposition and the reference.
+        labels: Those beside ``pool``.
+        buckets: Upper bounds in seconds, of histograms only.
+        merge: How the values of several worker processes add up, in prometheus_client's terms.
+        optional: Exported only with ``per_connection=True``.
+    """
+
+    field: str
+    kind: Kind
+    help: str
+    labels: tuple[Label, ...] = ()
+    buckets: tuple[float, ...] = ()
+    merge: Merge = "sum"
+    optional: bool = False
+
+    @property
+    def name(self) -> str:
+        """The family's name as exported."""
+        return PREFIX + self.field
+
+
+# The first nine are also reasons of a reconnect: another connection takes the place of the one that went.
+REPLACED = (
+    "recycle",
+    "pool_invalidated",
+    "soft_invalidated",
+    "invalidated",
+    "disconnect",
+    "pre_ping",
+    "guard_dead",
+    "guard_deadline",
+    "cancelled",
+)
+CLOSED = (*REPLACED, "reset_failed", "overflow", "unpooled", "disposed", "detached", "leaked", "failed", "other")
+STATES = ("checked_out", "idle", "condemned", "dead")
+RISKS = ("safe", "unknown", "protected", "soon", "imminent", "expired", "dead")
+FAILURES = ("timeout", "connect", "cancelled", "other")
+
+# Idle limits people really set: load balancers' 60 and 350 s, the defaults of proxies, MySQL's 8 hours.
+_IDLE = (1.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0)
+
+CATALOG: tuple[Metric, ...] = (
+    Metric(
+        "connections",
+        "gauge",
+        "Open connections by state: checked_out; idle and fit to be handed out; condemned (the next checkout replaces"
+        " it: older than pool_recycle, or invalidated); dead (idle, and already closed by the server or the network).",
+        (Label("state", STATES),),
+        merge="livesum",
+    ),
+    Metric(
+        "timeout_risk_connections",
+        "gauge",
+        "Open connections by how near their inactivity limit is: safe (over 25 % left, or no limit), unknown (limit"
+        " not known); below 25 % or dead: protected (the next checkout replaces it), else soon (25 % left or less),"
+        " imminent (10 % or less), expired, dead.",
+        (Label("state", ("checked_out", "idle")), Label("risk", RISKS)),
+        merge="livesum",
+    ),
+    Metric(
+        "pending_checkouts",
+        "gauge",
+        "Callers inside pool.connect(): queueing, connecting or pinging.",
+        merge="livesum",
+    ),
+    Metric(
+        "size",
+        "gauge",
+        "pool_size; +Inf where it is 0, which SQLAlchemy takes as unlimited; NullPool 0, StaticPool and"
+        " AssertionPool 1.",
+        merge="livesum",
+    ),
+    Metric(
+        "connections_limit",
+        "gauge",
+        "Most connections the pool may open: pool_size + max_overflow, +Inf if unlimited.",
+        merge="livesum",
+    ),
+    Metric(
+        "recycle_seconds",
+        "gauge",
+        "pool_recycle, the age at which a checkout replaces a connection; +Inf when off.",
+        merge="livemin",
+    ),
+    Metric(
+        "checkout_timeout_seconds",
+        "gauge",
+        "pool_timeout, the longest wait for a connection; +Inf when there is none.",
+        merge="livemin",
+    ),
+    Metric(
+        "info",
+        "info",
+        "What is watched: always 1.",
+        (
+            Label("dialect"),
+            Label("driver"),
+            Label("pool_class"),
+            Label("server"),
+            Label("pre_ping"),
+            Label("guard"),
+            Label("lifo"),
+        ),
+        merge="livemax",
+    ),
+    Metric(
+        "next_deadline_timestamp_seconds",
+        "gauge",
+        "Unix time at which the first connection reaches its inactivity limit unless used before, dead ones left out;"
+        " +Inf when none will. protected: the next checkout replaces it.",
+        (Label("state", ("idle", "checked_out")), Label("protected", ("false", "true"))),
+        merge="livemin",
+    ),
+    Metric(
+        "oldest_connection_timestamp_seconds",
+        "gauge",
+        "Unix time at which the oldest open connection was established; +Inf when none is open.",
+        merge="livemin",
+    ),
+    Metric(
+        "longest_hold_timestamp_seconds",
+        "gauge",
+        "Unix time at which the longest-held connection was checked out; +Inf when none is.",
+        merge="livemin",
+    ),
+    Metric(
+        "connection_created_timestamp_seconds",
+        "gauge",
+        "Unix time at which the connection in this slot was established.",
+        (Label("slot"),),
+        merge="liveall",
+        optional=True,
+    ),
+    Metric(
+        "connection_last_activity_timestamp_seconds",
+        "gauge",
+        "Unix time at which the server last heard from the connection in this slot.",
+        (Label("slot"),),
+        merge="liveall",
+        optional=True,
+    ),
+    Metric(
+        "connection_deadline_timestamp_seconds",
+        "gauge",
+        "Unix time at which the connection in this slot reaches its inactivity limit unless used before.",
+        (Label("slot"),),
+        merge="liveall",
+        optional=True,
+    ),
+    Metric(
+        "inactivity_limit_seconds",
+        "gauge",
+        "Seconds without activity after which a connection is dropped, by where the limit was found: the smallest over"
+        " the live connections, +Inf where the server sets none, absent where unknown.",
+        (Label("source"),),
+        merge="livemin",
+    ),
+    Metric(
+        "server_max_connections",
+        "gauge",
+        "The server's max_connections; absent while unknown.",
+        merge="livemin",
+    ),
+    Metric("checkouts_total", "counter", "Connections handed out."),
+    Metric("checkout_waits_total", "counter", "Checkouts asked for while the pool was at its limit."),
+    Metric(
+        "checkout_failures_total",
+        "counter",
+        "Callers who got no connection: timeout (the pool stayed full), connect (refused or unreachable), cancelled,"
+        " other.",
+        (Label("reason", FAILURES),),
+    ),
+    Metric("connects_total", "counter", "Connections established."),
+    Metric(
+        "connect_failures_total",
+        "counter",
+        "Attempts to connect that ended in an error; cancelled ones are not among them.",
+    ),
+    Metric(
+        "reconnects_total",
+        "counter",
+        "Connections established in place of one that was lost or retired, by why that one was closed.",
+        (Label("reason", REPLACED),),
+    ),
+    Metric("closes_total", "counter", "Connections closed, by reason.", (Label("reason", CLOSED),)),
+    Metric(
+        "invalidations_total",
+        "counter",
+        "Invalidations: hard (closed at once), soft (closed at its next checkout), pool (one event condemned all"
+        " others; the hard one that caused it is counted too).",
+        (Label("kind", ("hard", "soft", "pool")),),
+    ),
+    Metric("leaks_total", "counter", "Connections never given back that the garbage collector found."),
+    Metric("internal_errors_total", "counter", "Errors inside poolwatch that were kept from the application."),
+    Metric(
+        "checkout_duration_seconds",
+        "histogram",
+        "Time from asking for a connection to having it, pool timeouts included: queueing, connecting, pinging.",
+        buckets=(0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0),
+    ),
+    Metric(
+        "connect_duration_seconds",
+        "histogram",
+        "Time to establish a connection; not observed where the engine has a custom creator.",
+        buckets=(0.002, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0),
+    ),
+    Metric(
+        "hold_duration_seconds",
+        "histogram",
+        "Time from checkout to return, whichever way it ended.",
+        buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0),
+    ),
+    Metric(
+        "idle_duration_seconds",
+        "histogram",
+        "How long a connection had been idle when it was handed out.",
+        buckets=_IDLE,
+    ),
+    Metric(
+        "connection_lifetime_seconds",
+        "histogram",
+        "Age of a connection when it was closed.",
+        buckets=(1.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0),
+    ),
+)
+BY_FIELD = {metric.field: metric for metric in CATALOG}

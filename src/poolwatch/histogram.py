@@ -1,0 +1,82 @@
+"""Fixed-bucket histograms whose writers never lock, wait or compute."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramSnapshot:
+    """What a histogram held when it was read.
+
+    Attributes:
+        bounds: Upper bounds in ascending order, without ``+Inf``; an observation equal to one belongs to it.
+        cumulative: For each bound, how many observations were at or below it.
+        count: All observations, those above the last bound included.
+        sum: Their total, in the unit of the observations.
+    """
+
+    bounds: tuple[float, ...]
+    cumulative: tuple[int, ...]
+    count: int
+    sum: float
+
+    def __add__(self, other: HistogramSnapshot) -> HistogramSnapshot:
+        """Merge two histograms of the same bounds; raises ValueError where they differ."""
+        if self.bounds != other.bounds:
+            msg = f"cannot add histograms of bounds {self.bounds} and {other.bounds}"
+            raise ValueError(msg)
+        return HistogramSnapshot(
+            self.bounds,
+            tuple(a + b for a, b in zip(self.cumulative, other.cumulative, strict=True)),
+            self.count + other.count,
+            self.sum + other.sum,
+        )
+
+
+class Histogram:
+    """Counts observations into fixed buckets.
+
+    ``observe`` is the ``append`` of a list: safe in any thread and inside the garbage collector. Whoever reads
+    calls ``fold`` first, one caller at a time.
+    """
+
+    __slots__ = ("_backlog", "_bounds", "_count", "_cumulative", "_sum", "observe")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        if not bounds or any(low >= high for low, high in pairwise(bounds)):
+            msg = f"bounds must be strictly ascending and not empty, got {bounds!r}"
+            raise ValueError(msg)
+        self._bounds = bounds
+        self._cumulative = [0] * len(bounds)
+        self._count = 0
+        self._sum = 0.0
+        self._backlog: list[float] = []
+        self.observe: Callable[[float], None] = self._backlog.append
+
+    def __len__(self) -> int:
+        """Return how many observations wait to be folded."""
+        return len(self._backlog)
+
+    def fold(self) -> None:
+        """Move the waiting observations into the buckets; one below zero (a clock set back) counts as zero."""
+        batch = self._backlog[:]
+        # Only what was copied: others append meanwhile.
+        del self._backlog[: len(batch)]
+        batch.sort()
+        below_zero = bisect_left(batch, 0.0)
+        batch[:below_zero] = [0.0] * below_zero
+        for index, bound in enumerate(self._bounds):
+            self._cumulative[index] += bisect_right(batch, bound)
+        self._count += len(batch)
+        self._sum += sum(batch)
+
+    def snapshot(self) -> HistogramSnapshot:
+        """Return what has been folded so far."""
+        return HistogramSnapshot(self._bounds, tuple(self._cumulative), self._count, self._sum)

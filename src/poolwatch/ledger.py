@@ -1,0 +1,248 @@
+"""The books of one pool: what listeners write without waiting, and what a reader makes of it.
+
+Listeners may run in any thread, inside the garbage collector, in the middle of another listener. So writers only set
+attributes of the one slot they are about and append to lists; whoever reads folds the lists under a lock that no
+writer ever waits for.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from poolwatch.catalog import BY_FIELD, REPLACED
+from poolwatch.histogram import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+
+    from poolwatch.histogram import HistogramSnapshot
+
+FOLD_AT = 10_000
+_JITTER = 0.01
+
+
+class Retirement(NamedTuple):
+    """A ``close`` event that names no reason.
+
+    Attributes:
+        reason: The reason if a checkout closed the connection to replace it; ``None`` if nothing called for that.
+        closer: Identity of the task or thread that closed it.
+        at: When.
+    """
+
+    reason: str | None
+    closer: Hashable
+    at: float
+
+
+class Slot:
+    """One pool record: SQLAlchemy's place for a connection, which outlives the connections it holds.
+
+    Moments are readings of the ledger's clock in seconds; ``None`` means that there is none.
+
+    Attributes:
+        record: The pool's record, held weakly.
+        pool: The pool object that opened the connection, held weakly; ``Engine.dispose()`` makes another one.
+        serial: Its key in the ledger.
+        number: Its label in the per-connection series; ``None`` until a reader gives one out.
+        opened: When its connection was established; ``None`` while the books show no open connection here.
+        opened_at: The same by the wall clock.
+        active: When the server last heard from the connection; ``None`` for one that was adopted and not yet used.
+        returned: When it was last checked in.
+        held: When it was last handed out, while it is out.
+        arrived: A ``checkout`` event fired and the caller does not have the connection yet.
+        fresh: No checkout has been dispatched since the connection was established.
+        asked: The session's limits were asked for.
+        refused: The limit query found the connection lost once in this checkout.
+        limits: Seconds of inactivity that the session allows, by source; empty while unknown.
+        pings: Pre-ping notices a dead connection with this driver and event loop.
+        reset: State of the ``reset`` event that a return began with.
+        leaked: The garbage collector, not the application, gives the connection back.
+        fate: Why an ``invalidate`` event condemned the connection that a ``close`` event is about to report.
+        retiring: A ``close`` event whose reason a later event decides.
+        replaces: Why the slot's last connection was closed, until another is established.
+        dialing: When an attempt to connect began, until it succeeded.
+    """
+
+    __slots__ = (
+        "active",
+        "arrived",
+        "asked",
+        "dialing",
+        "fate",
+        "fresh",
+        "held",
+        "leaked",
+        "limits",
+        "number",
+        "opened",
+        "opened_at",
+        "pings",
+        "pool",
+        "record",
+        "refused",
+        "replaces",
+        "reset",
+        "retiring",
+        "returned",
+        "serial",
+    )
+
+    def __init__(self, record: Any, pool: Any, serial: int) -> None:
+        self.record: weakref.ref[Any] = weakref.ref(record)
+        self.pool: weakref.ref[Any] = weakref.ref(pool)
+        self.serial = serial
+        self.number: int | None = None
+        self.replaces: str | None = None
+        self.retiring: Retirement | None = None
+        self.dialing: float | None = None
+        self.opened: float | None = None
+        self.opened_at = 0.0
+        self.forget_connection()
+
+    def forget_connection(self) -> None:
+        """Clear what was known of the connection the slot held."""
+        self.active: float | None = None
+        self.returned: float | None = None
+        self.held: float | None = None
+        self.arrived = False
+        self.fresh = True
+        self.asked = False
+        self.refused = False
+        self.limits: Mapping[str, float] = {}
+        self.pings = True
+        self.reset: Any = None
+        self.leaked = False
+        self.fate: str | None = None
+
+
+class Ledger:
+    """Slots, counts and durations of one pool.
+
+    Args:
+        clock: Monotonic time in seconds.
+        wall: Unix time in seconds.
+    """
+
+    def __init__(self, *, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self.clock = clock
+        self.wall = wall
+        self.serial = count().__next__
+        # Slots that hold a connection by the books.
+        self.slots: dict[int, Slot] = {}
+        # Callers inside pool.connect(), each with the id of the pool object it asked.
+        self.pending: dict[int, int] = {}
+        self.max_connections: int | None = None
+        self.checkouts = _histogram("checkout_duration_seconds")
+        self.timeouts = _histogram("checkout_duration_seconds")
+        self.connects = _histogram("connect_duration_seconds")
+        self.holds = _histogram("hold_duration_seconds")
+        self.idles = _histogram("idle_duration_seconds")
+        self.lifetimes = _histogram("connection_lifetime_seconds")
+        self._histograms = (self.checkouts, self.timeouts, self.connects, self.holds, self.idles, self.lifetimes)
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._events: list[tuple[str, ...]] = []
+        self._note = self._events.append
+        self._lock = threading.Lock()
+        self._trouble: str | None = None
+        self._offset = wall() - clock()
+
+    def moment(self, reading: float) -> float:
+        """Return the Unix time of a *reading* of the clock."""
+        # Both clocks are read one after the other; following every microsecond of that would let moments jitter.
+        offset = self.wall() - self.clock()
+        if abs(offset - self._offset) > _JITTER:
+            self._offset = offset
+        return reading + self._offset
+
+    def count(self, *event: str) -> None:
+        """Count one event: a counter's field in the catalogue and its label values."""
+        self._note(event)
+        if len(self._events) >= FOLD_AT:
+            self.relieve()
+
+    def relieve(self) -> None:
+        """Fold a long backlog, unless somebody else is folding: then the next writer does."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._fold()
+            finally:
+                self._lock.release()
+
+    def opened(self, slot: Slot, opened_at: float) -> None:
+        """Book a connection established in *slot* at the wall-clock moment *opened_at*."""
+        slot.forget_connection()
+        slot.opened = slot.active = self.clock()
+        slot.opened_at = opened_at
+        self.slots[slot.serial] = slot
+        self.count("connects_total")
+        if slot.replaces in REPLACED:
+            self.count("reconnects_total", slot.replaces)
+        slot.replaces = None
+
+    def closed(self, slot: Slot, reason: str) -> None:
+        """Book the connection of *slot* as closed; a second time, or without one, does nothing."""
+        # Taking it out of the dictionary is atomic: a reader and a listener may both find the same loss.
+        if self.slots.pop(slot.serial, None) is None or slot.opened is None:
+            return
+        opened, slot.opened = slot.opened, None
+        retiring, slot.retiring = slot.retiring, None
+        slot.replaces = reason
+        slot.number = None
+        self.count("closes_total", reason)
+        self.lifetimes.observe((retiring.at if retiring else self.clock()) - opened)
+
+    def handed_out(self, slot: Slot, now: float) -> None:
+        """Book a hold of *slot*'s connection that begins at *now*."""
+        slot.arrived = slot.refused = False
+        slot.held = now
+        if slot.returned is not None:
+            self.idles.observe(now - slot.returned)
+            slot.returned = None
+
+    def given_back(self, slot: Slot, now: float) -> None:
+        """Book the end of the hold of *slot*'s connection, if there is one."""
+        slot.arrived = slot.refused = False
+        held, slot.held = slot.held, None
+        if held is not None:
+            self.holds.observe(now - held)
+            if len(self.holds) >= FOLD_AT:
+                self.relieve()
+
+    def trouble(self, summary: str) -> None:
+        """Count an error of our own; the first one's *summary* is kept for the reader to log."""
+        self._note(("internal_errors_total",))
+        if self._trouble is None:
+            self._trouble = summary
+
+    def read(self) -> tuple[Counter[tuple[str, ...]], dict[str, HistogramSnapshot], str | None]:
+        """Fold everything and return copies: the counts, the histograms by field, and our own first error."""
+        with self._lock:
+            self._fold()
+            durations = {
+                "checkout_duration_seconds": self.checkouts.snapshot() + self.timeouts.snapshot(),
+                "connect_duration_seconds": self.connects.snapshot(),
+                "hold_duration_seconds": self.holds.snapshot(),
+                "idle_duration_seconds": self.idles.snapshot(),
+                "connection_lifetime_seconds": self.lifetimes.snapshot(),
+            }
+            counts = self._counts.copy()
+            counts["checkouts_total",] += self.checkouts.snapshot().count
+            counts["checkout_failures_total", "timeout"] += self.timeouts.snapshot().count
+            return counts, durations, self._trouble
+
+    def _fold(self) -> None:
+        batch = self._events[:]
+        # Only what was copied: others append meanwhile.
+        del self._events[: len(batch)]
+        self._counts.update(batch)
+        for histogram in self._histograms:
+            histogram.fold()
+
+
+def _histogram(field: str) -> Histogram:
+    return Histogram(BY_FIELD[field].buckets)

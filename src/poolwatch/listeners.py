@@ -1,0 +1,370 @@
+"""SQLAlchemy's pool, engine and dialect events, turned into entries of a ledger.
+
+What fires when, and what may be ``None``, is SQLAlchemy's ``PoolEvents``; the order of events in odd situations was
+measured on 2.0 and 2.1. Every listener is total: an exception in one would destroy a healthy connection, fail the
+caller's query or lose a place in the pool for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event, exc
+from sqlalchemy.pool import NullPool
+
+from poolwatch import privates, server
+from poolwatch.ledger import Retirement, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+
+    from poolwatch.ledger import Ledger
+
+KEY = "poolwatch.slot"
+
+# The attempt to connect that is under way in this context; set and cleared inside one pool.connect().
+dialing: ContextVar[Slot | None] = ContextVar("poolwatch.dialing", default=None)
+
+# Exits from a listener that are meant: see PoolListeners.on_checkout.
+_MEANT = "poolwatch_meant"
+
+
+class PoolListeners:
+    """Feeds one engine's events into a ledger.
+
+    Args:
+        ledger: Where events are booked.
+        dialect: The engine's.
+        settings: Its pool's.
+        server_limits: Ask the server for each session's limits, once, at the connection's first checkout.
+
+    Attributes:
+        timed: ``pool.connect()`` is timed and books the beginning of holds; otherwise the ``checkout`` event does.
+    """
+
+    def __init__(
+        self, ledger: Ledger, dialect: Dialect, settings: privates.PoolSettings, *, server_limits: bool
+    ) -> None:
+        self._ledger = ledger
+        self._clock = ledger.clock
+        self._dialect = dialect
+        self._settings = settings
+        self._server_limits = server_limits
+        # Under AUTOCOMMIT such a dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
+        self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
+        self.timed = False
+        handlers: dict[str, Callable[..., None]] = {
+            "do_connect": self.on_do_connect,
+            "connect": self.on_connect,
+            "checkout": self.on_checkout,
+            "reset": self.on_reset,
+            "checkin": self.on_checkin,
+            "invalidate": self.on_invalidate,
+            "soft_invalidate": self.on_soft_invalidate,
+            "close": self.on_close,
+            "detach": self.on_detach,
+            "engine_disposed": self.on_engine_disposed,
+            "handle_error": self.on_handle_error,
+            "after_cursor_execute": self.on_after_cursor_execute,
+            "commit": self.on_commit,
+            "rollback": self.on_rollback,
+        }
+        self._doors = {name: self._door(name, handler) for name, handler in handlers.items()}
+
+    def attach(self, engine: Engine) -> None:
+        """Listen on *engine*."""
+        for name, door in self._doors.items():
+            # First, because a listener of the application's may return the connection itself and end the dispatch.
+            event.listen(engine, name, door, insert=name == "do_connect")
+
+    def detach(self, engine: Engine) -> None:
+        """Stop listening on *engine*."""
+        for name, door in self._doors.items():
+            if event.contains(engine, name, door):
+                event.remove(engine, name, door)
+
+    def adopt(self, record: ConnectionPoolEntry) -> Slot:
+        """Book a connection that was opened before we listened; when it was last active is not known."""
+        ledger = self._ledger
+        slot = self._slot(record)
+        ledger.opened(slot, privates.established_at(record))
+        slot.active = None
+        slot.fresh = False
+        return slot
+
+    def _door(self, name: str, handler: Callable[..., None]) -> Callable[..., None]:
+        trouble = self._ledger.trouble
+
+        def door(*args: Any) -> None:
+            try:
+                handler(*args)
+            except Exception as error:
+                if getattr(error, _MEANT, False):
+                    raise
+                trouble(describe(name, error))
+
+        return door
+
+    def _slot(self, record: ConnectionPoolEntry) -> Slot:
+        info = record.record_info
+        if info is None:
+            msg = "a pool record without record_info"
+            raise TypeError(msg)
+        slot: Slot | None = info.get(KEY)
+        if slot is None:
+            slot = info[KEY] = Slot(record, privates.pool_of(record), self._ledger.serial())
+        return slot
+
+    # Opening
+
+    def on_do_connect(self, _dialect: Dialect, record: ConnectionPoolEntry | None, _args: Any, _kw: Any) -> None:
+        """Begin to time an attempt to connect; not fired for a custom creator."""
+        if record is None:
+            return
+        slot = self._slot(record)
+        self._settle(slot)
+        slot.dialing = self._clock()
+        dialing.set(slot)
+
+    def on_connect(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        """Book a connection that was established; SQLAlchemy may still fail to set it up."""
+        ledger, slot = self._ledger, self._slot(record)
+        self._settle(slot)
+        began, slot.dialing = slot.dialing, None
+        dialing.set(None)
+        if began is not None:
+            ledger.connects.observe(self._clock() - began)
+        ledger.opened(slot, ledger.wall())
+
+    # Handing out
+
+    def on_checkout(self, dbapi: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+        """Note that a connection is being handed out; ask for its session's limits the first time.
+
+        Raises:
+            DisconnectionError: The limit query found the connection lost; SQLAlchemy replaces it and dispatches again.
+            Exception: The driver's own, when the replacement is lost too.
+        """
+        info = record.record_info
+        slot: Slot | None = None if info is None else info.get(KEY)
+        if slot is None or slot.opened is None:
+            slot = self.adopt(record)
+        if self._settings.pre_ping and not slot.fresh:
+            slot.active = self._clock()
+        slot.fresh = False
+        slot.arrived = True
+        if not slot.asked:
+            self._ask(slot, dbapi)
+        if not self.timed:
+            self._ledger.count("checkouts_total")
+            self._ledger.handed_out(slot, self._clock())
+
+    def _ask(self, slot: Slot, dbapi: DBAPIConnection) -> None:
+        slot.asked = True
+        slot.pings = server.ping_works(self._dialect)
+        if not self._server_limits:
+            return
+        try:
+            limits = server.ask_limits(self._dialect, dbapi)
+        except Exception as error:
+            if not self._lost(error, dbapi):
+                return
+            meant: Exception = error
+            if not slot.refused:
+                slot.refused = True
+                meant = exc.DisconnectionError("the connection was lost before it was handed out")
+            setattr(meant, _MEANT, True)
+            raise meant from error
+        slot.limits = limits.inactivity
+        slot.active = self._clock()
+        if limits.max_connections is not None:
+            self._ledger.max_connections = limits.max_connections
+
+    def _lost(self, error: Exception, dbapi: Any) -> bool:
+        errors = getattr(self._dialect.loaded_dbapi, "Error", ())
+        return isinstance(error, errors) and bool(self._dialect.is_disconnect(error, dbapi, None))
+
+    # Giving back
+
+    def on_reset(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry | None, state: Any) -> None:
+        """Note what a return begins with; *record* is ``None`` for a detached connection."""
+        info = None if record is None else record.record_info
+        if info is None or record is None:
+            return
+        slot: Slot | None = info.get(KEY)
+        if slot is not None:
+            slot.reset = state
+            # Collected on a sync engine, a connection comes back as if it had been returned.
+            if not self._dialect.is_async and privates.is_abandoned(record):
+                slot.leaked = True
+
+    def on_checkin(self, dbapi: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        """Book a return; *dbapi* is ``None`` if the connection was lost, also after a failed reconnect."""
+        info = record.record_info
+        slot: Slot | None = None if info is None else info.get(KEY)
+        if slot is None:
+            return
+        now = self._clock()
+        self._ledger.given_back(slot, now)
+        reset, slot.reset = slot.reset, None
+        if slot.leaked:
+            slot.leaked = False
+            self._ledger.count("leaks_total")
+        if dbapi is None:
+            self._emptied(slot)
+            return
+        slot.returned = now
+        if reset is not None and self._settings.resets and not reset.transaction_was_reset and not self._quiet(dbapi):
+            slot.active = now
+
+    def _emptied(self, slot: Slot) -> None:
+        self._settle(slot)
+        slot.dialing = None
+        # Lost while it was being set up: that fires no close.
+        self._ledger.closed(slot, "failed")
+
+    def _quiet(self, dbapi: Any) -> bool:
+        return self._skips_rollback and bool(self._dialect.detect_autocommit_setting(dbapi))
+
+    def on_detach(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        """Book a connection that leaves the pool for good: detached, or (async engines) leaked."""
+        slot = self._slot(record)
+        reset, slot.reset = slot.reset, None
+        leaked = reset is not None and reset.terminate_only and not reset.asyncio_safe
+        self._ledger.given_back(slot, self._clock())
+        if leaked:
+            self._ledger.count("leaks_total")
+        self._ledger.closed(slot, "leaked" if leaked else "detached")
+
+    # Closing
+
+    def on_invalidate(
+        self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None
+    ) -> None:
+        """Remember why the ``close`` that follows will come; *error* is ``None`` for a call without one."""
+        slot = self._slot(record)
+        slot.fate = self._fate(slot, error)
+        self._ledger.count("invalidations_total", "hard")
+        if isinstance(error, exc.DisconnectionError) and error.invalidate_pool:
+            self._condemn_others(record)
+
+    def _fate(self, slot: Slot, error: BaseException | None) -> str:
+        if error is None:
+            return "invalidated"
+        if not isinstance(error, Exception) or isinstance(error, asyncio.CancelledError):
+            return "cancelled"
+        if slot.reset is not None:
+            return "reset_failed"
+        if getattr(error, _MEANT, False):
+            return "disconnect"
+        if isinstance(error, exc.DisconnectionError):
+            # Raised by the pool itself after a ping, and by a listener from a deeper frame.
+            raised_here = error.__traceback__ is not None and error.__traceback__.tb_next is None
+            return "pre_ping" if raised_here and error.invalidate_pool else "invalidated"
+        if isinstance(error, getattr(self._dialect.loaded_dbapi, "Error", ())):
+            return "disconnect"
+        return "invalidated"
+
+    def on_soft_invalidate(
+        self, _dbapi: DBAPIConnection, _record: ConnectionPoolEntry, _error: BaseException | None
+    ) -> None:
+        """Count it; the connection is closed at its next checkout."""
+        self._ledger.count("invalidations_total", "soft")
+
+    def on_handle_error(self, context: Any) -> None:
+        """Count an error that condemns every connection of the pool."""
+        if context.is_disconnect and context.invalidate_pool_on_disconnect and context.connection is not None:
+            slot = _slot_of(context.connection)
+            record = None if slot is None else slot.record()
+            if record is not None:
+                self._condemn_others(record)
+
+    def _condemn_others(self, record: ConnectionPoolEntry) -> None:
+        # Several connections found lost at once condemn the rest only once.
+        if privates.condemns_others(record):
+            self._ledger.count("invalidations_total", "pool")
+
+    def on_close(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        """Book a close, or leave its reason to the event that follows."""
+        slot = self._slot(record)
+        pool = privates.pool_of(record)
+        fate, slot.fate = slot.fate, None
+        if fate is None and isinstance(pool, NullPool):
+            fate = "unpooled"
+        if fate is None and _is_full(pool) and not record.in_use:
+            fate = "overflow"
+        if fate is not None:
+            self._ledger.closed(slot, fate)
+        else:
+            slot.retiring = Retirement(privates.retirement(record), _caller(), self._clock())
+
+    def _settle(self, slot: Slot) -> None:
+        """Book a close whose reason was left open: the record is being connected again, so a checkout closed it."""
+        if slot.retiring is not None:
+            self._ledger.closed(slot, slot.retiring.reason or "other")
+
+    def on_engine_disposed(self, _engine: Engine) -> None:
+        """Book the closes that ``dispose()`` made: those of this task that no reconnect followed."""
+        caller = _caller()
+        for slot in list(self._ledger.slots.values()):
+            if slot.retiring is not None and slot.retiring.closer == caller:
+                self._ledger.closed(slot, "disposed")
+
+    # Activity
+
+    def on_after_cursor_execute(self, connection: Connection, *_: Any) -> None:
+        """Note that the server has just heard from the connection."""
+        self._mark(connection)
+
+    def on_commit(self, connection: Connection) -> None:
+        """As for a statement; the event fires before the COMMIT is sent, which makes a moment's difference."""
+        self._mark(connection)
+
+    def on_rollback(self, connection: Connection) -> None:
+        """As for a commit, unless the dialect is told to send no ROLLBACK under AUTOCOMMIT."""
+        slot = _slot_of(connection)
+        if slot is not None and not self._quiet(connection.connection.dbapi_connection):
+            slot.active = self._clock()
+
+    def _mark(self, connection: Connection) -> None:
+        slot = _slot_of(connection)
+        if slot is not None:
+            slot.active = self._clock()
+
+
+def _slot_of(connection: Connection) -> Slot | None:
+    # An invalidated Connection would reconnect when asked for its connection.
+    if connection.closed or connection.invalidated:
+        return None
+    info = connection.connection.record_info
+    return None if info is None else info.get(KEY)
+
+
+def describe(where: str, error: Exception) -> str:
+    """Say where an error of our own came from, without its text, which may hold a statement or a password."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "unknown place"
+    return f"{type(error).__name__} in {where} at {place}"
+
+
+def _is_full(pool: Pool) -> bool:
+    checkedin, size = getattr(pool, "checkedin", None), getattr(pool, "size", None)
+    return callable(checkedin) and callable(size) and 0 < size() <= checkedin()
+
+
+def _caller() -> Hashable:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident() if task is None else id(task)

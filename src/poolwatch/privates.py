@@ -1,0 +1,122 @@
+"""SQLAlchemy names that begin with an underscore, or stand on a private class: all that this library uses, here.
+
+Each was read in SQLAlchemy 2.0.31 and 2.1.9 (``pool/base.py``, ``pool/impl.py``, ``engine/base.py``) and has no public
+equivalent. A test fails when one of them goes away.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How a pool was set up; it does not change while the pool lives.
+
+    Attributes:
+        size: ``pool_size``; ``inf`` where it is 0, SQLAlchemy's "unlimited"; 0 for NullPool.
+        limit: Most connections it opens at once; ``inf`` if unlimited.
+        recycle: ``pool_recycle`` in seconds; ``inf`` when off.
+        timeout: ``pool_timeout`` in seconds; ``inf`` when callers never queue or wait for ever.
+        pre_ping: ``pool_pre_ping``.
+        lifo: ``pool_use_lifo``.
+        resets: The pool itself sends something when a connection comes back (``pool_reset_on_return``).
+    """
+
+    size: float
+    limit: float
+    recycle: float
+    timeout: float
+    pre_ping: bool
+    lifo: bool
+    resets: bool
+
+
+def settings(pool: Pool) -> PoolSettings:
+    """Read the settings of *pool*, of any class."""
+    size = limit = timeout = inf
+    lifo = False
+    if isinstance(pool, QueuePool):
+        size = pool.size() or inf
+        # pool_size=0 makes SQLAlchemy set this to -1 too.
+        overflow: int = pool._max_overflow  # noqa: SLF001
+        limit = inf if overflow < 0 else size + overflow
+        wait: float | None = pool._timeout  # noqa: SLF001
+        timeout = inf if wait is None else wait
+        lifo = bool(pool._pool.use_lifo)  # type: ignore[attr-defined] # noqa: SLF001
+    elif isinstance(pool, NullPool):
+        size = 0
+    elif isinstance(pool, (StaticPool, AssertionPool)):
+        size = limit = 1
+    elif isinstance(pool, SingletonThreadPool):
+        size = limit = pool.size
+    recycle: float = pool._recycle  # noqa: SLF001
+    return PoolSettings(
+        size=size,
+        limit=limit,
+        recycle=recycle if recycle > -1 else inf,
+        timeout=timeout,
+        pre_ping=bool(pool._pre_ping),  # noqa: SLF001
+        lifo=lifo,
+        resets=pool._reset_on_return.name != "reset_none",  # noqa: SLF001
+    )
+
+
+def root(engine: Engine) -> Engine:
+    """Return the engine that an ``execution_options()`` clone was made from; any other engine itself.
+
+    A listener on a clone misses the root's statements and its dispose.
+    """
+    while (parent := getattr(engine, "_proxied", None)) is not None:
+        engine = parent
+    return engine
+
+
+def pool_of(record: ConnectionPoolEntry) -> Pool:
+    """Return the pool object that *record* belongs to; ``engine.pool`` may be a later one."""
+    pool: Pool = record._ConnectionRecord__pool  # type: ignore[attr-defined] # noqa: SLF001
+    return pool
+
+
+def established_at(record: ConnectionPoolEntry) -> float:
+    """Return the Unix time at which SQLAlchemy began to establish *record*'s connection."""
+    started: float = record.starttime  # type: ignore[attr-defined]
+    return started
+
+
+def retirement(record: ConnectionPoolEntry) -> str | None:
+    """Return why the next checkout of *record* would replace its connection, ``None`` if it would not.
+
+    The same tests in the same order, and by the same clock, as SQLAlchemy's own at checkout.
+    """
+    record_: Any = record
+    pool: Any = pool_of(record)
+    if -1 < pool._recycle < time.time() - record_.starttime:  # noqa: SLF001
+        return "recycle"
+    if pool._invalidate_time > record_.starttime:  # noqa: SLF001
+        return "pool_invalidated"
+    if record_._soft_invalidate_time > record_.starttime:  # noqa: SLF001
+        return "soft_invalidated"
+    return None
+
+
+def condemns_others(record: ConnectionPoolEntry) -> bool:
+    """Tell whether invalidating the pool for *record*'s loss would condemn connections that were not yet."""
+    record_: Any = record
+    pool: Any = pool_of(record)
+    return bool(pool._invalidate_time < record_.starttime)  # noqa: SLF001
+
+
+def is_abandoned(record: ConnectionPoolEntry) -> bool:
+    """Tell whether *record* is checked out and its caller was collected as garbage."""
+    abandoned: bool = record.needs_gc  # type: ignore[attr-defined]
+    return abandoned

@@ -1,0 +1,202 @@
+"""Turns a ledger, the live records and their sockets into a snapshot.
+
+Gauges are asked of SQLAlchemy's records when somebody reads, never kept by counting up and down. Nothing here checks
+out a connection, sends a query or waits for the database.
+"""
+
+from __future__ import annotations
+
+import threading
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from poolwatch import privates, server
+from poolwatch.catalog import BY_FIELD
+from poolwatch.listeners import describe
+from poolwatch.snapshot import Connection, PoolSnapshot, census
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterator, Mapping
+
+    from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+    from poolwatch.ledger import Ledger, Slot
+
+# The limits that act on a connection outside a transaction.
+_IDLE_SOURCES = ("wait_timeout", "idle_session_timeout", "configured")
+
+
+class PoolReader:
+    """Reads one pool.
+
+    Args:
+        ledger: The pool's books.
+        inactivity_limit: Seconds after which something in between drops a connection, as the operator knows;
+            ``None`` if nothing is known.
+        per_connection: Fill the families that have one series for each connection.
+        timed: ``pool.connect()`` is timed; otherwise the families that need it are ``None``.
+    """
+
+    def __init__(
+        self, ledger: Ledger, *, inactivity_limit: float | None, per_connection: bool, timed: bool
+    ) -> None:
+        self._ledger = ledger
+        self._configured = {} if inactivity_limit is None else {"configured": inactivity_limit}
+        self._per_connection = per_connection
+        self._timed = timed
+        self._lock = threading.Lock()
+
+    def read(self, engine: Engine) -> tuple[PoolSnapshot, str | None]:
+        """Return a snapshot of *engine*'s pool, and the first error of our own if there was one."""
+        with self._lock:
+            self._reap(engine)
+            settings = privates.settings(engine.pool)
+            live = list(self._live(engine, settings))
+            return self._snapshot(engine, settings, live)
+
+    def _reap(self, engine: Engine) -> None:
+        """Book what no event reported: connections that are gone, or that no caller can ever reach again."""
+        ledger = self._ledger
+        for slot in list(ledger.slots.values()):
+            record, pending = slot.record(), set(ledger.pending.values())
+            abandoned = slot.pool() is not engine.pool
+            if slot.retiring is not None:
+                # A checkout that closed it would still be under way, to connect it again.
+                if record is None or (self._timed and not pending):
+                    ledger.closed(slot, "disposed")
+            elif record is None or record.dbapi_connection is None:
+                ledger.given_back(slot, ledger.clock())
+                ledger.closed(slot, "failed" if slot.fresh else "disposed" if abandoned else "other")
+            elif abandoned and not record.in_use and id(slot.pool()) not in pending:
+                ledger.closed(slot, "disposed")
+
+    def _live(self, engine: Engine, settings: privates.PoolSettings) -> Iterator[tuple[Slot, Connection]]:
+        ledger = self._ledger
+        for slot in list(ledger.slots.values()):
+            record = slot.record()
+            if record is None or record.dbapi_connection is None or slot.opened is None:
+                continue
+            if not record.in_use and slot.pool() is not engine.pool:
+                continue
+            state = self._state(engine, record)
+            limits = {**slot.limits, **self._configured}
+            limit = min((limits[source] for source in _IDLE_SOURCES if source in limits), default=None)
+            # Copied first: other threads change them.
+            active, held = slot.active, slot.held
+            yield (
+                slot,
+                Connection(
+                    state=state,
+                    created=slot.opened_at,
+                    held_since=None if held is None or state != "checked_out" else ledger.moment(held),
+                    last_activity=None if active is None else ledger.moment(active),
+                    limit=limit,
+                    protected=state != "checked_out" and _protected(slot, state, limit, settings),
+                ),
+            )
+
+    def _state(self, engine: Engine, record: ConnectionPoolEntry) -> str:
+        if record.in_use:
+            return "checked_out"
+        try:
+            if server.is_dead(engine.dialect, record.driver_connection):
+                return "dead"
+        except Exception as error:  # noqa: BLE001
+            self._ledger.trouble(describe("is_dead", error))
+        return "condemned" if privates.retirement(record) else "idle"
+
+    def _snapshot(
+        self, engine: Engine, settings: privates.PoolSettings, live: list[tuple[Slot, Connection]]
+    ) -> tuple[PoolSnapshot, str | None]:
+        ledger = self._ledger
+        counts, durations, trouble = ledger.read()
+        found = census((connection for _, connection in live), ledger.wall())
+        limits: dict[str, float] = dict(self._configured)
+        for slot, _ in live:
+            for source, seconds in slot.limits.items():
+                limits[source] = min(seconds, limits.get(source, inf))
+        checkout_durations = durations["checkout_duration_seconds"]
+        snapshot = PoolSnapshot(
+            connections=found.connections,
+            timeout_risk_connections=found.timeout_risk_connections,
+            pending_checkouts=len(ledger.pending) if self._timed else None,
+            size=settings.size,
+            connections_limit=settings.limit,
+            recycle_seconds=settings.recycle,
+            checkout_timeout_seconds=settings.timeout,
+            info=_info(engine, settings),
+            next_deadline_timestamp_seconds=found.next_deadline_timestamp_seconds,
+            oldest_connection_timestamp_seconds=found.oldest_connection_timestamp_seconds,
+            longest_hold_timestamp_seconds=found.longest_hold_timestamp_seconds,
+            inactivity_limit_seconds=limits,
+            server_max_connections=ledger.max_connections,
+            checkouts_total=counts["checkouts_total",],
+            checkout_waits_total=counts["checkout_waits_total",] if self._timed else None,
+            checkout_failures_total=_by_label("checkout_failures_total", counts) if self._timed else None,
+            connects_total=counts["connects_total",],
+            connect_failures_total=counts["connect_failures_total",] if self._timed else None,
+            reconnects_total=_by_label("reconnects_total", counts),
+            closes_total=_by_label("closes_total", counts),
+            invalidations_total=_by_label("invalidations_total", counts),
+            leaks_total=counts["leaks_total",],
+            internal_errors_total=counts["internal_errors_total",],
+            checkout_duration_seconds=checkout_durations if self._timed else None,
+            connect_duration_seconds=durations["connect_duration_seconds"],
+            hold_duration_seconds=durations["hold_duration_seconds"],
+            idle_duration_seconds=durations["idle_duration_seconds"],
+            connection_lifetime_seconds=durations["connection_lifetime_seconds"],
+            **(self._by_slot(settings, live) if self._per_connection else {}),
+        )
+        return snapshot, trouble
+
+    def _by_slot(
+        self, settings: privates.PoolSettings, live: list[tuple[Slot, Connection]]
+    ) -> dict[str, Mapping[str, float]]:
+        taken = {slot.number for slot, _ in live}
+        free = (number for number in count() if number not in taken)
+        created: dict[str, float] = {}
+        active: dict[str, float] = {}
+        deadline: dict[str, float] = {}
+        for slot, connection in sorted(live, key=lambda pair: pair[1].created):
+            if slot.number is None:
+                slot.number = next(free)
+            if slot.number >= settings.limit:
+                continue
+            label = str(slot.number)
+            created[label] = connection.created
+            if connection.last_activity is not None:
+                active[label] = connection.last_activity
+            if connection.deadline is not None:
+                deadline[label] = connection.deadline
+        return {
+            "connection_created_timestamp_seconds": created,
+            "connection_last_activity_timestamp_seconds": active,
+            "connection_deadline_timestamp_seconds": deadline,
+        }
+
+
+def _protected(slot: Slot, state: str, limit: float | None, settings: privates.PoolSettings) -> bool:
+    recycled = limit is not None and settings.recycle < limit
+    return state == "condemned" or recycled or (settings.pre_ping and slot.pings)
+
+
+def _by_label(field: str, counts: Counter[tuple[str, ...]]) -> dict[str, int]:
+    (label,) = BY_FIELD[field].labels
+    return {value: counts[field, value] for value in label.values}
+
+
+def _info(engine: Engine, settings: privates.PoolSettings) -> dict[str, str]:
+    facts: dict[str, Any] = {
+        "dialect": engine.dialect.name,
+        "driver": engine.dialect.driver,
+        "pool_class": type(engine.pool).__name__,
+        "server": server.address(engine.url),
+        "pre_ping": str(settings.pre_ping).lower(),
+        # No pool has one in this version; dashboards join on the label.
+        "guard": "false",
+        "lifo": str(settings.lifo).lower(),
+    }
+    return facts

@@ -1,0 +1,119 @@
+"""The timed pool class: how long callers wait, and how it ends.
+
+No event of SQLAlchemy's marks the start of a wait, a timeout or a cancelled wait. A pool whose class is replaced by a
+subclass with one method survives ``Engine.dispose()``, which rebuilds it from its class; a patched instance does not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.pool import Pool, QueuePool
+
+from poolwatch import privates
+from poolwatch.listeners import KEY, describe, dialing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from poolwatch.ledger import Ledger, Slot
+
+
+class TimedPool:
+    """Replaces the class of one engine's pool, and gives it back.
+
+    Args:
+        ledger: Where checkouts and failures are booked.
+        leave: Called whenever the last caller has left ``pool.connect()`` after :meth:`stop`.
+    """
+
+    def __init__(self, ledger: Ledger, *, leave: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._leave = leave
+        self._stopped = False
+        self.installed = False
+        self._class: type[Pool] | None = None
+
+    def install(self, pool: Pool) -> None:
+        """Give *pool* a subclass of its class; raises TypeError where Python does not allow it."""
+        base = type(pool)
+        timed = type(base.__name__, (base,), {"connect": self._method(base, pool)})
+        # Loggers are named after the class.
+        timed.__module__, timed.__qualname__ = base.__module__, base.__qualname__
+        pool.__class__ = timed
+        self._class = timed
+        self.installed = True
+
+    def stop(self) -> bool:
+        """Book nothing from now on; return whether nobody is inside ``pool.connect()``."""
+        self._stopped = True
+        return not self._ledger.pending
+
+    def restore(self, pool: Pool) -> None:
+        """Give *pool* its class back, unless somebody else has replaced it since."""
+        if type(pool) is self._class:
+            pool.__class__ = self._class.__base__
+
+    def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:
+        ledger, clock, pending = self._ledger, self._ledger.clock, self._ledger.pending
+        serial = ledger.serial
+        original = base.connect
+        limit = privates.settings(pool).limit - privates.settings(pool).size
+        queues = isinstance(pool, QueuePool) and privates.settings(pool).limit < float("inf")
+
+        def connect(self_: Any) -> PoolProxiedConnection:
+            if self._stopped and not pending:
+                return original(self_)
+            ticket = serial()
+            pending[ticket] = id(self_)
+            began = clock()
+            try:
+                if queues and self_.overflow() >= limit and not self_.checkedin():
+                    ledger.count("checkout_waits_total")
+                proxy = original(self_)
+            except BaseException as error:
+                del pending[ticket]
+                self._failed(error, clock() - began)
+                raise
+            del pending[ticket]
+            try:
+                info = proxy.record_info
+                slot: Slot | None = None if info is None else info.get(KEY)
+                # Not set where a pool hands a thread the proxy that it already has.
+                if slot is not None and slot.arrived:
+                    now = clock()
+                    ledger.checkouts.observe(now - began)
+                    ledger.handed_out(slot, now)
+            except Exception as error:  # noqa: BLE001
+                ledger.trouble(describe("pool.connect", error))
+            if self._stopped:
+                self._left()
+            return proxy
+
+        connect.__doc__ = original.__doc__
+        return connect
+
+    def _failed(self, error: BaseException, seconds: float) -> None:
+        try:
+            slot = dialing.get()
+            dialing.set(None)
+            if isinstance(error, exc.TimeoutError):
+                self._ledger.timeouts.observe(seconds)
+            elif not isinstance(error, Exception):
+                self._ledger.count("checkout_failures_total", "cancelled")
+            elif slot is not None:
+                self._ledger.count("connect_failures_total")
+                self._ledger.count("checkout_failures_total", "connect")
+            else:
+                self._ledger.count("checkout_failures_total", "other")
+            if self._stopped:
+                self._left()
+        except Exception as trouble:  # noqa: BLE001
+            self._ledger.trouble(describe("pool.connect", trouble))
+
+    def _left(self) -> None:
+        if not self._ledger.pending:
+            self._leave()
