@@ -6,10 +6,10 @@ from panels import NOW, PRESSURE
 from promql import name
 from timeouts import TIMEOUTS
 
-# Never to be changed: alerts and other dashboards link to it, and an import replaces what has the same one.
+# Never to be changed: alerts and other dashboards link to it, and an import replaces what has it.
 UID = "sqlalchemy-pool"
 ROWS = (NOW, PRESSURE, TIMEOUTS, LIFETIME)
-# Every scrape sets job and instance. For the others `.*`, which also selects series without the label.
+# Every scrape sets job and instance. `.*` for the others also selects series without the label.
 ALL_VALUES = {"cluster": ".*", "namespace": ".*", "job": ".+", "instance": ".+", "pool": ".+"}
 
 
@@ -57,10 +57,13 @@ def _variables() -> list[Json]:
 
 def _requires(rows: tuple[Row, ...]) -> list[Json]:
     used = sorted({panel.kind for row in rows for panel in row.panels})
+    panels: list[Json] = [
+        {"type": "panel", "id": kind, "name": KINDS[kind], "version": ""} for kind in used
+    ]
     return [
         {"type": "grafana", "id": "grafana", "name": "Grafana", "version": "10.4.0"},
         {"type": "datasource", "id": "prometheus", "name": "Prometheus", "version": "1.0.0"},
-        *({"type": "panel", "id": kind, "name": KINDS[kind], "version": ""} for kind in used),
+        *panels,
     ]
 
 
@@ -83,8 +86,9 @@ def build() -> Json:
         "uid": UID,
         "title": "SQLAlchemy connection pools",
         "description": (
-            "Who waits for a connection, how full the pools are, which connections the server will close next and whether"
-            " anything protects them, how old connections get and why they are replaced."
+            "Who waits for a connection, how full the pools are, which connections the server will"
+            " close next and whether anything protects them, how old connections get and why they"
+            " are replaced."
         ),
         "tags": ["sqlalchemy", "connection-pool", "generated"],
         "schemaVersion": 39,

@@ -1,6 +1,6 @@
 """Write the generated files of this repository, or check that they are current.
 
-`python dashboards/generate.py` writes them; with `--check` it names those that are stale and exits with 1.
+`python dashboards/generate.py` writes them; `--check` names those that are stale and exits with 1.
 """
 
 import json
@@ -17,7 +17,8 @@ HERE = Path(__file__).resolve().parent
 def outputs() -> dict[Path, str]:
     """Return what each generated file has to hold."""
     return {
-        HERE / "sqlalchemy-pool.json": json.dumps(dashboard.build(), indent=2, ensure_ascii=False) + "\n",
+        HERE / "sqlalchemy-pool.json": json.dumps(dashboard.build(), indent=2, ensure_ascii=False)
+        + "\n",
         HERE / "alerts.yml": rules.render(rules.ALERTS),
     }
 

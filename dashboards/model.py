@@ -1,7 +1,7 @@
-"""Grafana's classic dashboard format, as far as this dashboard needs it: typed parts in, plain dictionaries out.
+"""Grafana's classic dashboard format, as far as it is needed: typed parts in, dictionaries out.
 
-Classic JSON (schemaVersion 39) and not the newer resource formats, since every Grafana from 10.4 imports
-it by upload, by file provisioning and by its API.
+Classic JSON (schemaVersion 39) and not the newer resource formats, since every Grafana from 10.4
+imports it by upload, by file provisioning and by its API.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 Json: TypeAlias = dict[str, object]
 Steps: TypeAlias = tuple[tuple[float | None, str], ...]
 
-# A variable and not `${DS_...}` from `__inputs`: only the import dialogue replaces that, file provisioning does not.
+# A variable and not `${DS_...}` from `__inputs`, which only the import dialogue replaces: a file
+# that is provisioned would keep it.
 DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 KINDS = {"stat": "Stat", "table": "Table", "timeseries": "Time series"}
 COLUMNS = 24
@@ -30,7 +31,7 @@ LINE: Json = {
     "axisSoftMin": 0,
 }
 STACK: Json = {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 60, "lineWidth": 0}
-BARS: Json = STACK | {"drawStyle": "bars", "fillOpacity": 80}
+BARS: Json = STACK | {"drawStyle": "bars", "fillOpacity": 80, "axisSoftMax": 1}
 LOGARITHMIC: Json = {"scaleDistribution": {"type": "log", "log": 10}}
 SHADED: Json = {"thresholdsStyle": {"mode": "area"}}
 
@@ -50,6 +51,11 @@ OPTIONS: dict[str, Json] = {
     },
 }
 
+# For panels with more lines than fit under a low graph.
+LEGEND_BESIDE: Json = {
+    "legend": {"displayMode": "list", "placement": "right", "showLegend": True, "calcs": []},
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
@@ -64,8 +70,8 @@ class Query:
 class Panel:
     """One panel.
 
-    *question* becomes the description behind the panel's (i). *steps* are the thresholds, the first one without a
-    value. *defaults*, *custom* and *options* are added to what its kind starts from.
+    *question* becomes the description behind the panel's (i). *steps* are the thresholds, the first
+    one without a value. *defaults*, *custom* and *options* are added to what its kind starts from.
     """
 
     kind: Literal["stat", "table", "timeseries"]
@@ -93,11 +99,14 @@ class Row:
 
 def thresholds(steps: Steps) -> Json:
     """Return the field option for *steps*."""
-    return {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]}
+    return {
+        "mode": "absolute",
+        "steps": [{"value": value, "color": colour} for value, colour in steps],
+    }
 
 
 def override(field_name: str, **properties: object) -> Json:
-    """Return an override for the field called *field_name*, or for all that match it if it reads `/.../`.
+    """Return an override for the field of that name, or for all that match it if it reads `/.../`.
 
     A double underscore in a property's name stands for the dot: `custom__width`.
     """
@@ -112,7 +121,7 @@ def fixed(field_name: str, colour: str, **properties: object) -> Json:
 
 
 def dashed(field_name: str, **properties: object) -> Json:
-    """Return an override that draws limits and settings: a dashed line, neither stacked nor filled."""
+    """Return an override for limits and settings: a dashed line, neither stacked nor filled."""
     plain: Json = {"mode": "none", "group": "A"}
     return override(
         field_name,
@@ -128,7 +137,9 @@ def dashed(field_name: str, **properties: object) -> Json:
 # Kept in the graph, where a line at 0 shows that the exporter lives, but not in the legend.
 ZEROS_OUT_OF_LEGEND: Json = {
     "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
-    "properties": [{"id": "custom.hideFrom", "value": {"legend": True, "tooltip": True, "viz": False}}],
+    "properties": [
+        {"id": "custom.hideFrom", "value": {"legend": True, "tooltip": True, "viz": False}}
+    ],
 }
 
 

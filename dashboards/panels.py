@@ -2,6 +2,7 @@
 
 from model import (
     BARS,
+    LEGEND_BESIDE,
     LOGARITHMIC,
     SHADED,
     STACK,
@@ -41,6 +42,7 @@ NAMED: Json = {"textMode": "value_and_name"}
 SPARKLINE: Json = {"graphMode": "area"}
 STATES = {"checked_out": "blue", "dead": "red", "condemned": "purple", "idle": "green"}
 
+
 def percentiles(histogram: str, *shares: float, suffix: str = "") -> tuple[Query, ...]:
     """Return one query for each of *shares* (0.99 is p99) of *histogram*, a line for each pool."""
     return tuple(
@@ -64,8 +66,9 @@ NOW = Row(
             kind="stat",
             title="Callers waiting",
             question=(
-                "Is anyone waiting? Callers inside pool.connect() at this moment: queueing, connecting or pinging. One for"
-                " a moment is traffic; a number that stays is a full pool or a slow database."
+                "Is anyone waiting? Callers inside pool.connect() at this moment: queueing,"
+                " connecting or pinging. One for a moment is traffic; a number that stays is a full"
+                " pool or a slow database."
             ),
             unit="short",
             width=4,
@@ -77,8 +80,8 @@ NOW = Row(
             kind="stat",
             title="Checkouts that fail",
             question=(
-                "Does anyone go without? Share of the callers who got no connection. Orange from 1 in 1000, red from"
-                " 1 in 100. The reasons are below."
+                "Does anyone go without? Share of the callers who got no connection. Orange from 1"
+                " in 1000, red from 1 in 100. The reasons are below."
             ),
             unit="percentunit",
             width=4,
@@ -91,8 +94,9 @@ NOW = Row(
             kind="stat",
             title="Fullest process",
             question=(
-                "How full is the fullest pool? Connections handed out, as a share of pool_size + max_overflow, in the"
-                " process where it is highest. At 100% the next caller waits. A pool without a limit counts as 0%."
+                "How full is the fullest pool? Connections handed out, as a share of pool_size +"
+                " max_overflow, in the process where it is highest. At 100% the next caller waits."
+                " A pool without a limit counts as 0%."
             ),
             unit="percentunit",
             width=4,
@@ -104,9 +108,10 @@ NOW = Row(
             kind="stat",
             title="Next unprotected close in",
             question=(
-                "When will the server close an idle connection that nothing will replace first? Time left, and what that is"
-                " of the limit. Below 0: the limit has passed. The next request that gets it fails. 'none': no idle"
-                " connection is unprotected, or no limit is known."
+                "When will the server close an idle connection that nothing replaces first? Time"
+                " left, and what that is of the limit. Below 0: the limit has passed. The next"
+                " request that gets it fails. 'no deadline': nothing idle is unprotected, no limit"
+                " is known, or all are closed already and count on the right."
             ),
             unit="s",
             width=4,
@@ -114,23 +119,30 @@ NOW = Row(
                 Query(expr=f"min({left(*UNPROTECTED)})", legend="left", instant=True),
                 Query(expr=f"min({share_left('false')})", legend="of the limit", instant=True),
             ),
-            defaults={"noValue": "none", "decimals": 0},
+            defaults={"noValue": "no deadline", "decimals": 0},
             options=NAMED | {"orientation": "horizontal"},
-            overrides=(override("of the limit", unit="percentunit", thresholds=thresholds(RUNNING_OUT)),),
+            overrides=(
+                override("of the limit", unit="percentunit", thresholds=thresholds(RUNNING_OUT)),
+            ),
         ),
         Panel(
             kind="stat",
             title="At risk of a server close",
             question=(
-                "How many connections are within 10% of their inactivity limit, past it, or closed by the server already,"
-                " with nothing to replace them? idle: the next request that takes one fails; the alert counts these. held:"
-                " a caller keeps one without using it, and its next statement fails; only a shorter hold helps."
+                "How many connections are within 10% of their inactivity limit, past it, or closed"
+                " by the server already, with nothing to replace them? idle: the next request that"
+                " takes one fails; the alert counts these. held: a caller keeps one without using"
+                " it, and its next statement fails; only a shorter hold helps."
             ),
             unit="short",
             width=4,
             queries=(
                 Query(expr=total("timeout_risk_connections", AT_RISK), legend="idle", instant=True),
-                Query(expr=total("timeout_risk_connections", HELD_AT_RISK), legend="held", instant=True),
+                Query(
+                    expr=total("timeout_risk_connections", HELD_AT_RISK),
+                    legend="held",
+                    instant=True,
+                ),
             ),
             steps=((None, "green"), (1, "red")),
             options=NAMED | {"orientation": "horizontal"},
@@ -138,7 +150,9 @@ NOW = Row(
         Panel(
             kind="stat",
             title="Oldest connection",
-            question="How old is the oldest open connection, and where is it? No age is bad in itself.",
+            question=(
+                "How old is the oldest open connection, and where is it? No age is bad in itself."
+            ),
             unit="s",
             width=4,
             queries=(_worst(age("oldest_connection_timestamp_seconds")),),
@@ -149,35 +163,37 @@ NOW = Row(
 )
 
 PRESSURE = Row(
-    title="Is anyone waiting, and how full is the pool?",
-    height=5,
+    title="",
+    height=6,
     panels=(
         Panel(
             kind="timeseries",
-            title="Callers waiting",
+            title="Callers waiting, by pool",
             question=(
-                "Which pool has callers inside pool.connect()? Counted when scraped, so what is shorter is seen by chance;"
-                " the times on the right miss nothing."
+                "Which pool has callers inside pool.connect()? Counted when scraped, so what is"
+                " shorter is seen by chance; the times on the right miss nothing."
             ),
             unit="short",
             width=4,
             queries=(Query(expr=f"sum by ({POOL}) ({of('pending_checkouts')})", legend=LEGEND),),
-            custom={"fillOpacity": 20},
+            custom={"fillOpacity": 20, "axisSoftMax": 1},
             defaults={"decimals": 0},
         ),
         Panel(
             kind="timeseries",
             title="Failed or queueing checkouts",
             question=(
-                "Why do callers get no connection? timeout: the pool stayed full for pool_timeout. connect: the server"
-                " refused or is unreachable. cancelled: the caller gave up. The dashed line counts checkouts that found the"
-                " pool at its limit, whether or not they got a connection in the end."
+                "Why do callers get no connection? timeout: the pool stayed full for pool_timeout."
+                " connect: the server refused or is unreachable. cancelled: the caller gave up. The"
+                " dashed line counts checkouts that found the pool at its limit, whether or not"
+                " they got a connection in the end."
             ),
             unit=A_MINUTE,
             width=5,
             queries=(
                 Query(
-                    expr=per_minute("checkout_failures_total", f"{POOL}, reason"), legend=f"{LEGEND} {{{{reason}}}}"
+                    expr=per_minute("checkout_failures_total", f"{POOL}, reason"),
+                    legend=f"{LEGEND} {{{{reason}}}}",
                 ),
                 Query(expr=per_minute("checkout_waits_total"), legend=f"{LEGEND} found it full"),
             ),
@@ -188,47 +204,51 @@ PRESSURE = Row(
             kind="timeseries",
             title="Time to get a connection",
             question=(
-                "How long do callers wait? From asking to having: queueing, connecting and pinging, timeouts included."
-                " A gap: nobody asked."
+                "How long do callers wait? From asking to having: queueing, connecting and"
+                " pinging, timeouts included. A gap: nobody asked."
             ),
             unit="s",
             width=5,
             queries=percentiles("checkout_duration_seconds", 0.5, 0.95, 0.99),
             custom=LOGARITHMIC,
+            options=LEGEND_BESIDE,
         ),
         Panel(
             kind="timeseries",
             title="Connections, against the limit",
             question=(
-                "How full is the pool? All connections of the chosen pools by state. condemned: the next checkout replaces"
-                " it. dead: the server has closed it. Dashed: pool_size, and pool_size + max_overflow, without pools that"
-                " have no limit."
+                "How full is the pool? All connections of the chosen pools by state. condemned:"
+                " the next checkout replaces it. dead: the server has closed it. Dashed: pool_size,"
+                " and pool_size + max_overflow, without pools that have no limit."
             ),
             unit="short",
             width=5,
             queries=(
                 *(
-                    Query(expr=total("connections", f'state="{state}"'), legend=state.replace("_", " "))
+                    Query(
+                        expr=total("connections", f'state="{state}"'),
+                        legend=state.replace("_", " "),
+                    )
                     for state in STATES
                 ),
                 Query(expr=f"sum({finite(of('size'))})", legend="pool_size"),
                 Query(expr=f"sum({finite(of('connections_limit'))})", legend="limit"),
             ),
             custom=STACK,
+            options=LEGEND_BESIDE,
             defaults={"decimals": 0},
             overrides=(
                 *(fixed(state.replace("_", " "), colour) for state, colour in STATES.items()),
                 dashed("pool_size", color={"mode": "fixed", "fixedColor": "text"}),
                 dashed("limit", color={"mode": "fixed", "fixedColor": "red"}),
-                ZEROS_OUT_OF_LEGEND,
             ),
         ),
         Panel(
             kind="timeseries",
             title="Share of the limit, fullest process",
             question=(
-                "Which pool is full, in the process where it is fullest? An average over processes would hide the one whose"
-                " callers wait."
+                "Which pool is full, in the process where it is fullest? An average over processes"
+                " would hide the one whose callers wait."
             ),
             unit="percentunit",
             width=5,

@@ -11,11 +11,11 @@ POOL = "job, pool"
 PROCESS = "job, instance, pool"
 NEXT = f"{PROCESS}, state, protected"
 
-# Idle only. A held connection is cut as well, but neither pre-ping nor recycling can help it, and one
-# that is busy with a long statement looks just as silent although the server does not count that time.
+# Idle only. A held connection is cut as well, but neither pre-ping nor recycling can help it, and
+# one that is busy with a long statement looks just as silent although it is not.
 AT_RISK = 'state="idle", risk=~"imminent|expired|dead"'
 HELD_AT_RISK = 'state="checked_out", risk=~"imminent|expired|dead"'
-# The limits of a connection that is in no transaction; the others may be shorter and do not apply to it.
+# The limits of a connection that is in no transaction; others may be shorter, but do not apply.
 IDLE_SOURCES = 'source=~"wait_timeout|idle_session_timeout|configured"'
 
 
@@ -46,7 +46,7 @@ def per_minute(counter: str, by: str = POOL, *matchers: str) -> str:
 
 
 def quantile(share: float, histogram: str) -> str:
-    """Return a quantile of *histogram* for each pool, and nothing (not NaN) where nothing happened."""
+    """Return a quantile of *histogram* for each pool; nothing (not NaN) where nothing happened."""
     rate = f"rate({of(histogram + '_bucket')}[$__rate_interval])"
     return f"histogram_quantile({share}, sum by (le, {POOL}) ({rate})) >= 0"
 
@@ -63,7 +63,7 @@ def share_left(protected: str) -> str:
     """
     numerator = left('state="idle"', f'protected="{protected}"')
     limit = finite(f"min without (source) ({of('inactivity_limit_seconds', IDLE_SOURCES)})")
-    return f"({numerator}) / ignoring (state, protected) {limit}"
+    return f"({numerator}) / ignoring (state, protected) group_left () {limit}"
 
 
 def age(family: str) -> str:

@@ -29,12 +29,13 @@ ALERTS = (
     Alert(
         title="SQLAlchemyPoolConnectionsNearServerTimeout",
         comment=(
-            "With a limit of 60 s a connection is in the last tenth for 6 s, less than one scrape, and the next request"
-            " ends it: a `for` would never be over. So the worst moment of the last 15 minutes counts. The step of 15 s"
-            " sees every sample at that scrape interval or a longer one; without it the step would be the evaluation"
-            " interval. The sum is inside: at one moment a connection is in one class, over time it passes through several."
-            " Idle connections only: no pool setting helps a held one, and one that is busy with a long statement looks"
-            " silent too."
+            "With a limit of 60 s a connection is in the last tenth for 6 s, less than one scrape,"
+            " and the next request ends it: a `for` would never be over. So the worst moment of the"
+            " last 15 minutes counts. The step of 15 s sees every sample at that scrape interval or"
+            " a longer one; without it the step would be the evaluation interval. The sum is"
+            " inside: at one moment a connection is in one class, over time it passes through"
+            " several. Idle connections only: no pool setting helps a held one, and one that is"
+            " busy with a long statement looks silent too."
         ),
         expr=(
             "max_over_time(\n"
@@ -42,12 +43,16 @@ ALERTS = (
             ") > 0"
         ),
         severity="warning",
-        summary="The server is about to close idle connections of pool {{ $labels.pool }} of {{ $labels.job }}, or has.",
+        summary=(
+            "The server is about to close idle connections of pool {{ $labels.pool }} of {{"
+            " $labels.job }}, or has."
+        ),
         description=(
-            "In the last 15 minutes, up to {{ $value }} idle connection(s) of pool {{ $labels.pool }} of {{ $labels.job }}"
-            " at once had less than 10% of their inactivity limit left, were past it, or had been closed by the server, and"
-            " nothing replaces such a connection before a request gets it: that request fails. Turn on pool_pre_ping, or set"
-            " pool_recycle below the limit."
+            "In the last 15 minutes, up to {{ $value }} idle connection(s) of pool {{ $labels.pool"
+            " }} of {{ $labels.job }} at once had less than 10% of their inactivity limit left,"
+            " were past it, or had been closed by the server, and nothing replaces such a"
+            " connection before a request gets it: that request fails. Turn on pool_pre_ping, or"
+            " set pool_recycle below the limit."
         ),
     ),
 )
@@ -59,7 +64,7 @@ def _comment(text: str) -> str:
 
 def _rule(alert: Alert) -> str:
     # A path without a host: only the reader knows where that Grafana is.
-    dashboard = f"/d/{UID}?var-job={{{{ $labels.job | urlquery }}}}&var-pool={{{{ $labels.pool | urlquery }}}}"
+    chosen = "&".join(f"var-{x}={{{{ $labels.{x} | urlquery }}}}" for x in ("job", "pool"))
     return "\n".join(
         (
             _comment(alert.comment),
@@ -73,7 +78,7 @@ def _rule(alert: Alert) -> str:
             f"          summary: {json.dumps(alert.summary)}",
             "          description: >-",
             indent(fill(alert.description, WIDTH - 12, break_on_hyphens=False), " " * 12),
-            f"          dashboard_url: {json.dumps(dashboard)}",
+            f"          dashboard_url: {json.dumps(f'/d/{UID}?{chosen}')}",
         )
     )
 

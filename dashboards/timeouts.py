@@ -1,6 +1,7 @@
-"""The row on inactivity limits: which connections the server closes next, and what protects them."""
+"""The row on inactivity limits: what the server closes next, and what protects it."""
 
 from model import (
+    LEGEND_BESIDE,
     LOGARITHMIC,
     SHADED,
     STACK,
@@ -17,7 +18,7 @@ from model import (
 from panels import LEGEND, RUNNING_OUT, percentiles
 from promql import NEXT, POOL, finite, left, of, share_left
 
-# From the worst class to the best: in a stack the first lies on the axis, where one connection is still seen.
+# From the worst class to the best: in a stack the first lies on the axis, where even one is seen.
 RISKS = {
     "dead": "dark-red",
     "expired": "red",
@@ -28,7 +29,7 @@ RISKS = {
     "safe": "green",
 }
 # Of each kind, so that the many that something protects cannot hide the few that nothing does.
-NEAREST = f"bottomk by (protected) (4, min by ({NEXT}) ({left()}))"
+NEAREST = f"bottomk by (state, protected) (3, min by ({NEXT}) ({left()}))"
 COLUMNS = {
     "Value #A": "Time left",
     "Value #B": "Unprotected",
@@ -52,7 +53,7 @@ def _nearest(protected: str) -> Query:
 def _table() -> Panel:
     held: Json = {
         "type": "value",
-        "options": {"checked_out": {"text": "held (unprotected)"}, "idle": {"text": "idle"}},
+        "options": {"checked_out": {"text": "held"}, "idle": {"text": "idle"}},
     }
     columns: Json = {
         "excludeByName": {"Time": True, "protected": True},
@@ -64,29 +65,45 @@ def _table() -> Panel:
         kind="table",
         title="Closed next by the server",
         question=(
-            "Which connections does the server close next, and does anything protect them? The nearest to its limit in each"
-            " process. The share of the limit that is left stands under Unprotected (the next request that takes it fails)"
-            " or under Protected (pre-ping, recycling or the guard replaces it first). Below 0: the limit has passed."
-            " A held connection is never protected and has no share: in a transaction, a shorter limit may apply."
+            "Which connections does the server close next, and does anything protect them? The"
+            " nearest to its limit in each process. The share of the limit that is left stands"
+            " under Unprotected (the next request that takes it fails) or under Protected"
+            " (pre-ping, recycling or the guard replaces it first). Below 0: the limit has passed."
+            " A held connection is never protected and has no share: in a transaction, a shorter"
+            " limit may apply."
         ),
         unit="s",
         width=9,
         queries=(Query(expr=NEAREST, instant=True), _nearest("false"), _nearest("true")),
         defaults={"noValue": ""},
-        custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": False},
+        custom={
+            "align": "auto",
+            "minWidth": 55,
+            "cellOptions": {"type": "auto"},
+            "filterable": False,
+        },
         options={"sortBy": [{"displayName": "Time left", "desc": False}]},
         overrides=(
-            override("Time left", decimals=0, custom__width=90),
+            override("Time left", decimals=0, custom__width=86),
             override(
                 "Unprotected",
                 unit="percentunit",
                 decimals=0,
                 thresholds=thresholds(RUNNING_OUT),
                 custom__cellOptions=coloured,
-                custom__width=100,
+                custom__width=104,
             ),
-            fixed("Protected", "blue", unit="percentunit", decimals=0, custom__cellOptions=coloured, custom__width=85),
-            override("State", mappings=[held], custom__width=140),
+            fixed(
+                "Protected",
+                "blue",
+                unit="percentunit",
+                decimals=0,
+                custom__cellOptions=coloured,
+                custom__width=86,
+            ),
+            override("State", mappings=[held], custom__width=58),
+            override("Pool", custom__width=80),
+            override("Process", custom__width=125),
         ),
         transformations=({"id": "merge", "options": {}}, {"id": "organize", "options": columns}),
     )
@@ -94,25 +111,28 @@ def _table() -> Panel:
 
 TIMEOUTS = Row(
     title="Which connections will the server close next, and does anything protect them?",
-    height=7,
+    height=6,
     panels=(
         _table(),
         Panel(
             kind="timeseries",
             title="Share of the idle limit left",
             question=(
-                "Is a pool drifting towards its limit? The idle connection nearest to it, as a share of the limit, so that"
-                " 60 s and 8 h compare. A saw-tooth that turns above the shaded part is healthy. An unprotected line that"
-                " falls through 0 means that the next request on it fails; protected ones may."
+                "Is a pool drifting towards its limit? The idle connection nearest to it, as a"
+                " share of the limit, so that 60 s and 8 h compare. A saw-tooth that turns above"
+                " the shaded part is healthy. An unprotected line that falls through 0 means that"
+                " the next request on it fails; protected ones may."
             ),
             unit="percentunit",
             width=5,
             queries=(
-                Query(expr=f"min by ({POOL}) ({share_left('false')})", legend=f"{LEGEND} unprotected"),
+                Query(
+                    expr=f"min by ({POOL}) ({share_left('false')})", legend=f"{LEGEND} unprotected"
+                ),
                 Query(expr=f"min by ({POOL}) ({share_left('true')})", legend=f"{LEGEND} protected"),
             ),
             steps=((None, "red"), (0.1, "orange"), (0.25, "transparent")),
-            custom=SHADED,
+            custom=SHADED | {"lineWidth": 2},
             defaults={"max": 1},
             overrides=(dashed("/ protected$/"),),
         ),
@@ -120,9 +140,10 @@ TIMEOUTS = Row(
             kind="timeseries",
             title="Connections by timeout risk",
             question=(
-                "How many are at risk? Every connection, idle or held, is in one class. safe: more than a quarter of its"
-                " limit left, or no limit. protected: less, but it is replaced before anyone gets it. soon: a quarter or"
-                " less. imminent: a tenth or less. expired: past the limit. dead: closed already. unknown: no limit read."
+                "How many are at risk? Every connection, idle or held, is in one class. safe: more"
+                " than a quarter of its limit left, or no limit. protected: less, but it is"
+                " replaced before anyone gets it. soon: a quarter or less. imminent: a tenth or"
+                " less. expired: past the limit. dead: closed already. unknown: no limit read."
             ),
             unit="short",
             width=5,
@@ -134,28 +155,32 @@ TIMEOUTS = Row(
                 for risk in RISKS
             ),
             custom=STACK,
+            options=LEGEND_BESIDE,
             defaults={"decimals": 0},
-            overrides=(*(fixed(f"/^{risk} /", colour) for risk, colour in RISKS.items()), ZEROS_OUT_OF_LEGEND),
+            overrides=(
+                *(fixed(f"/^{risk} /", colour) for risk, colour in RISKS.items()),
+                ZEROS_OUT_OF_LEGEND,
+            ),
         ),
         Panel(
             kind="timeseries",
             title="Idle time at checkout, and limits",
             question=(
-                "How close does real traffic come to the limit? How long connections had been idle when they were handed"
-                " out, and, dashed, each limit by its source. When p99 comes near the line, an unprotected pool breaks in"
-                " the next quiet hour."
+                "How close does real traffic come to the limit? How long connections had been idle"
+                " when they were handed out, and, dashed, each limit by its source. When p99 comes"
+                " near the line, an unprotected pool breaks in the next quiet hour."
             ),
             unit="s",
             width=5,
             queries=(
-                *percentiles("idle_duration_seconds", 0.5, 0.99),
+                *percentiles("idle_duration_seconds", 0.99),
                 Query(
                     expr=f"min by ({POOL}, source) {finite(of('inactivity_limit_seconds'))}",
-                    legend=f"limit {LEGEND} {{{{source}}}}",
+                    legend=f"{LEGEND} {{{{source}}}}",
                 ),
             ),
             custom=LOGARITHMIC,
-            overrides=(dashed("/^limit /"),),
+            overrides=(dashed("/(_timeout|configured)$/"),),
         ),
     ),
 )

@@ -43,11 +43,11 @@ class HistogramSnapshot:
 class Histogram:
     """Counts observations into fixed buckets.
 
-    ``observe`` is the ``append`` of a list: safe in any thread and inside the garbage collector. Whoever reads
-    calls ``fold`` first, one caller at a time.
+    ``observe`` is the ``append`` of the list ``backlog``: safe in any thread and inside the garbage collector. Whoever
+    reads calls ``fold`` first, one caller at a time.
     """
 
-    __slots__ = ("_backlog", "_bounds", "_count", "_cumulative", "_sum", "observe")
+    __slots__ = ("_bounds", "_count", "_cumulative", "_sum", "backlog", "observe")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         if not bounds or any(low >= high for low, high in pairwise(bounds)):
@@ -57,18 +57,14 @@ class Histogram:
         self._cumulative = [0] * len(bounds)
         self._count = 0
         self._sum = 0.0
-        self._backlog: list[float] = []
-        self.observe: Callable[[float], None] = self._backlog.append
-
-    def __len__(self) -> int:
-        """Return how many observations wait to be folded."""
-        return len(self._backlog)
+        self.backlog: list[float] = []
+        self.observe: Callable[[float], None] = self.backlog.append
 
     def fold(self) -> None:
         """Move the waiting observations into the buckets; one below zero (a clock set back) counts as zero."""
-        batch = self._backlog[:]
+        batch = self.backlog[:]
         # Only what was copied: others append meanwhile.
-        del self._backlog[: len(batch)]
+        del self.backlog[: len(batch)]
         batch.sort()
         below_zero = bisect_left(batch, 0.0)
         batch[:below_zero] = [0.0] * below_zero

@@ -56,7 +56,7 @@ class Slot:
         held: When it was last handed out, while it is out.
         arrived: A ``checkout`` event fired and the caller does not have the connection yet.
         fresh: No checkout has been dispatched since the connection was established.
-        asked: The session's limits were asked for.
+        asked: A checkout of this connection got as far as our listener, and the session's limits were asked for.
         refused: The limit query found the connection lost once in this checkout.
         limits: Seconds of inactivity that the session allows, by source; empty while unknown.
         pings: Pre-ping notices a dead connection with this driver and event loop.
@@ -134,8 +134,8 @@ class Ledger:
         self.serial = count().__next__
         # Slots that hold a connection by the books.
         self.slots: dict[int, Slot] = {}
-        # Callers inside pool.connect(), each with the id of the pool object it asked.
-        self.pending: dict[int, int] = {}
+        # The pool objects that callers are inside connect() of, one entry a caller.
+        self.pending: list[Any] = []
         self.max_connections: int | None = None
         self.checkouts = _histogram("checkout_duration_seconds")
         self.timeouts = _histogram("checkout_duration_seconds")
@@ -193,12 +193,13 @@ class Ledger:
         retiring, slot.retiring = slot.retiring, None
         slot.replaces = reason
         slot.number = None
+        slot.asked = False
         self.count("closes_total", reason)
         self.lifetimes.observe((retiring.at if retiring else self.clock()) - opened)
 
     def handed_out(self, slot: Slot, now: float) -> None:
         """Book a hold of *slot*'s connection that begins at *now*."""
-        slot.arrived = slot.refused = False
+        slot.arrived = False
         slot.held = now
         if slot.returned is not None:
             self.idles.observe(now - slot.returned)
@@ -206,12 +207,10 @@ class Ledger:
 
     def given_back(self, slot: Slot, now: float) -> None:
         """Book the end of the hold of *slot*'s connection, if there is one."""
-        slot.arrived = slot.refused = False
+        slot.arrived = False
         held, slot.held = slot.held, None
         if held is not None:
             self.holds.observe(now - held)
-            if len(self.holds) >= FOLD_AT:
-                self.relieve()
 
     def trouble(self, summary: str) -> None:
         """Count an error of our own; the first one's *summary* is kept for the reader to log."""

@@ -16,6 +16,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.pool import NullPool
 
 from poolwatch import privates, server
+from poolwatch.hotpath import KEY, MEANT, checkin_listener, checkout_listener, describe, reset_listener
 from poolwatch.ledger import Retirement, Slot
 
 if TYPE_CHECKING:
@@ -28,13 +29,8 @@ if TYPE_CHECKING:
 
     from poolwatch.ledger import Ledger
 
-KEY = "poolwatch.slot"
-
 # The attempt to connect that is under way in this context; set and cleared inside one pool.connect().
 dialing: ContextVar[Slot | None] = ContextVar("poolwatch.dialing", default=None)
-
-# Exits from a listener that are meant: see PoolListeners.on_checkout.
-_MEANT = "poolwatch_meant"
 
 
 class PoolListeners:
@@ -45,13 +41,17 @@ class PoolListeners:
         dialect: The engine's.
         settings: Its pool's.
         server_limits: Ask the server for each session's limits, once, at the connection's first checkout.
-
-    Attributes:
         timed: ``pool.connect()`` is timed and books the beginning of holds; otherwise the ``checkout`` event does.
     """
 
     def __init__(
-        self, ledger: Ledger, dialect: Dialect, settings: privates.PoolSettings, *, server_limits: bool
+        self,
+        ledger: Ledger,
+        dialect: Dialect,
+        settings: privates.PoolSettings,
+        *,
+        server_limits: bool,
+        timed: bool,
     ) -> None:
         self._ledger = ledger
         self._clock = ledger.clock
@@ -60,13 +60,9 @@ class PoolListeners:
         self._server_limits = server_limits
         # Under AUTOCOMMIT such a dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
         self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
-        self.timed = False
         handlers: dict[str, Callable[..., None]] = {
             "do_connect": self.on_do_connect,
             "connect": self.on_connect,
-            "checkout": self.on_checkout,
-            "reset": self.on_reset,
-            "checkin": self.on_checkin,
             "invalidate": self.on_invalidate,
             "soft_invalidate": self.on_soft_invalidate,
             "close": self.on_close,
@@ -77,7 +73,13 @@ class PoolListeners:
             "commit": self.on_commit,
             "rollback": self.on_rollback,
         }
-        self._doors = {name: self._door(name, handler) for name, handler in handlers.items()}
+        self._doors = {name: self._door(name, handler) for name, handler in handlers.items()} | {
+            "checkout": checkout_listener(ledger, self.first_checkout, pre_ping=settings.pre_ping, timed=timed),
+            "reset": reset_listener(ledger, is_async=dialect.is_async),
+            "checkin": checkin_listener(
+                ledger, self.odd_checkin, resets=settings.resets and not self._skips_rollback
+            ),
+        }
 
     def attach(self, engine: Engine) -> None:
         """Listen on *engine*."""
@@ -106,9 +108,7 @@ class PoolListeners:
         def door(*args: Any) -> None:
             try:
                 handler(*args)
-            except Exception as error:
-                if getattr(error, _MEANT, False):
-                    raise
+            except Exception as error:  # noqa: BLE001
                 trouble(describe(name, error))
 
         return door
@@ -146,11 +146,14 @@ class PoolListeners:
 
     # Handing out
 
-    def on_checkout(self, dbapi: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-        """Note that a connection is being handed out; ask for its session's limits the first time.
+    def first_checkout(self, dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        """Ask for the session's limits when its connection is handed out for the first time.
+
+        Not in ``connect``: there the application's own ``SET SESSION`` may still come, and the first connections of
+        an engine are set up one after the other.
 
         Raises:
-            DisconnectionError: The limit query found the connection lost; SQLAlchemy replaces it and dispatches again.
+            DisconnectionError: The query found the connection lost; SQLAlchemy replaces it and dispatches again.
             Exception: The driver's own, when the replacement is lost too.
         """
         info = record.record_info
@@ -160,18 +163,12 @@ class PoolListeners:
         if self._settings.pre_ping and not slot.fresh:
             slot.active = self._clock()
         slot.fresh = False
-        slot.arrived = True
-        if not slot.asked:
+        slot.arrived = slot.asked = True
+        slot.pings = server.ping_works(self._dialect)
+        if self._server_limits:
             self._ask(slot, dbapi)
-        if not self.timed:
-            self._ledger.count("checkouts_total")
-            self._ledger.handed_out(slot, self._clock())
 
     def _ask(self, slot: Slot, dbapi: DBAPIConnection) -> None:
-        slot.asked = True
-        slot.pings = server.ping_works(self._dialect)
-        if not self._server_limits:
-            return
         try:
             limits = server.ask_limits(self._dialect, dbapi)
         except Exception as error:
@@ -181,8 +178,9 @@ class PoolListeners:
             if not slot.refused:
                 slot.refused = True
                 meant = exc.DisconnectionError("the connection was lost before it was handed out")
-            setattr(meant, _MEANT, True)
+            setattr(meant, MEANT, True)
             raise meant from error
+        slot.refused = False
         slot.limits = limits.inactivity
         slot.active = self._clock()
         if limits.max_connections is not None:
@@ -194,42 +192,16 @@ class PoolListeners:
 
     # Giving back
 
-    def on_reset(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry | None, state: Any) -> None:
-        """Note what a return begins with; *record* is ``None`` for a detached connection."""
-        info = None if record is None else record.record_info
-        if info is None or record is None:
-            return
-        slot: Slot | None = info.get(KEY)
-        if slot is not None:
-            slot.reset = state
-            # Collected on a sync engine, a connection comes back as if it had been returned.
-            if not self._dialect.is_async and privates.is_abandoned(record):
-                slot.leaked = True
-
-    def on_checkin(self, dbapi: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
-        """Book a return; *dbapi* is ``None`` if the connection was lost, also after a failed reconnect."""
-        info = record.record_info
-        slot: Slot | None = None if info is None else info.get(KEY)
-        if slot is None:
-            return
-        now = self._clock()
-        self._ledger.given_back(slot, now)
-        reset, slot.reset = slot.reset, None
+    def odd_checkin(self, slot: Slot, dbapi: DBAPIConnection | None) -> None:
+        """Book a return that the garbage collector made, or one without a connection: lost, or never connected."""
         if slot.leaked:
             slot.leaked = False
             self._ledger.count("leaks_total")
         if dbapi is None:
-            self._emptied(slot)
-            return
-        slot.returned = now
-        if reset is not None and self._settings.resets and not reset.transaction_was_reset and not self._quiet(dbapi):
-            slot.active = now
-
-    def _emptied(self, slot: Slot) -> None:
-        self._settle(slot)
-        slot.dialing = None
-        # Lost while it was being set up: that fires no close.
-        self._ledger.closed(slot, "failed")
+            self._settle(slot)
+            slot.dialing = slot.returned = None
+            # Lost while it was being set up: that fires no close.
+            self._ledger.closed(slot, "failed")
 
     def _quiet(self, dbapi: Any) -> bool:
         return self._skips_rollback and bool(self._dialect.detect_autocommit_setting(dbapi))
@@ -263,7 +235,7 @@ class PoolListeners:
             return "cancelled"
         if slot.reset is not None:
             return "reset_failed"
-        if getattr(error, _MEANT, False):
+        if getattr(error, MEANT, False):
             return "disconnect"
         if isinstance(error, exc.DisconnectionError):
             # Raised by the pool itself after a ping, and by a listener from a deeper frame.
@@ -346,15 +318,6 @@ def _slot_of(connection: Connection) -> Slot | None:
         return None
     info = connection.connection.record_info
     return None if info is None else info.get(KEY)
-
-
-def describe(where: str, error: Exception) -> str:
-    """Say where an error of our own came from, without its text, which may hold a statement or a password."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "unknown place"
-    return f"{type(error).__name__} in {where} at {place}"
 
 
 def _is_full(pool: Pool) -> bool:

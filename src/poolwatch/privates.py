@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
@@ -71,6 +72,18 @@ def settings(pool: Pool) -> PoolSettings:
     )
 
 
+# A C function, because every checkout calls it: overflow() is a Python method.
+overflow = attrgetter("_overflow")
+
+
+def most_overflow(pool: Pool) -> float:
+    """Return the ``overflow`` at which callers of *pool* begin to queue; ``inf`` if they never do."""
+    if not isinstance(pool, QueuePool) or settings(pool).limit == inf:
+        return inf
+    most: int = pool._max_overflow  # noqa: SLF001
+    return most
+
+
 def root(engine: Engine) -> Engine:
     """Return the engine that an ``execution_options()`` clone was made from; any other engine itself.
 
@@ -118,5 +131,5 @@ def condemns_others(record: ConnectionPoolEntry) -> bool:
 
 def is_abandoned(record: ConnectionPoolEntry) -> bool:
     """Tell whether *record* is checked out and its caller was collected as garbage."""
-    abandoned: bool = record.needs_gc  # type: ignore[attr-defined]
-    return abandoned
+    proxy = record.fairy_ref  # type: ignore[attr-defined]
+    return proxy is not None and proxy() is None

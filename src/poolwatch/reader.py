@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolwatch import privates, server
 from poolwatch.catalog import BY_FIELD
-from poolwatch.listeners import describe
+from poolwatch.hotpath import describe
 from poolwatch.snapshot import Connection, PoolSnapshot, census
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class PoolReader:
         """Book what no event reported: connections that are gone, or that no caller can ever reach again."""
         ledger = self._ledger
         for slot in list(ledger.slots.values()):
-            record, pending = slot.record(), set(ledger.pending.values())
+            record, pending = slot.record(), ledger.pending[:]
             abandoned = slot.pool() is not engine.pool
             if slot.retiring is not None:
                 # A checkout that closed it would still be under way, to connect it again.
@@ -70,7 +70,7 @@ class PoolReader:
             elif record is None or record.dbapi_connection is None:
                 ledger.given_back(slot, ledger.clock())
                 ledger.closed(slot, "failed" if slot.fresh else "disposed" if abandoned else "other")
-            elif abandoned and not record.in_use and id(slot.pool()) not in pending:
+            elif abandoned and not record.in_use and slot.pool() not in pending:
                 ledger.closed(slot, "disposed")
 
     def _live(self, engine: Engine, settings: privates.PoolSettings) -> Iterator[tuple[Slot, Connection]]:

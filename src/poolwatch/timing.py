@@ -6,13 +6,15 @@ subclass with one method survives ``Engine.dispose()``, which rebuilds it from i
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
-from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.pool import Pool
 
 from poolwatch import privates
-from poolwatch.listeners import KEY, describe, dialing
+from poolwatch.hotpath import KEY, describe
+from poolwatch.listeners import dialing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,38 +61,38 @@ class TimedPool:
 
     def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:
         ledger, clock, pending = self._ledger, self._ledger.clock, self._ledger.pending
-        serial = ledger.serial
-        original = base.connect
-        limit = privates.settings(pool).limit - privates.settings(pool).size
-        queues = isinstance(pool, QueuePool) and privates.settings(pool).limit < float("inf")
+        observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
+        original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
+        queues = most < inf
 
         def connect(self_: Any) -> PoolProxiedConnection:
             if self._stopped and not pending:
                 return original(self_)
-            ticket = serial()
-            pending[ticket] = id(self_)
+            pending.append(self_)
             began = clock()
             try:
-                if queues and self_.overflow() >= limit and not self_.checkedin():
+                if queues and overflow(self_) >= most and not self_.checkedin():
                     ledger.count("checkout_waits_total")
                 proxy = original(self_)
             except BaseException as error:
-                del pending[ticket]
+                pending.remove(self_)
                 self._failed(error, clock() - began)
                 raise
-            del pending[ticket]
+            pending.remove(self_)
             try:
-                info = proxy.record_info
-                slot: Slot | None = None if info is None else info.get(KEY)
+                slot: Slot = proxy.record_info[KEY]  # type: ignore[index]
                 # Not set where a pool hands a thread the proxy that it already has.
-                if slot is not None and slot.arrived:
-                    now = clock()
-                    ledger.checkouts.observe(now - began)
-                    ledger.handed_out(slot, now)
+                if slot.arrived:
+                    slot.arrived = False
+                    slot.held = now = clock()
+                    observe(now - began)
+                    if slot.returned is not None:
+                        observe_idle(now - slot.returned)
+                        slot.returned = None
+                if self._stopped:
+                    self._left()
             except Exception as error:  # noqa: BLE001
                 ledger.trouble(describe("pool.connect", error))
-            if self._stopped:
-                self._left()
             return proxy
 
         connect.__doc__ = original.__doc__

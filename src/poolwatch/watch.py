@@ -20,7 +20,8 @@ from poolwatch import privates
 from poolwatch.collector import PoolCollector
 from poolwatch.errors import ArgumentError, ArgumentTypeError, ConflictError, MetricNameError, WatchClosedError
 from poolwatch.ledger import Ledger
-from poolwatch.listeners import KEY, PoolListeners, describe
+from poolwatch.hotpath import KEY, describe
+from poolwatch.listeners import PoolListeners
 from poolwatch.reader import PoolReader
 from poolwatch.timing import TimedPool
 
@@ -55,13 +56,8 @@ class Watch:
         self._closed = False
         self._logged = False
         self._ledger = Ledger(clock=clock, wall=wall)
-        self._listeners = PoolListeners(
-            self._ledger,
-            engine.dialect,
-            privates.settings(engine.pool),
-            server_limits=options["server_limits"],
-        )
         self._timer = TimedPool(self._ledger, leave=self._detach)
+        self._attach(engine)
 
     def __repr__(self) -> str:
         return f"<Watch {self.name!r}{' closed' if self._closed else ''}>"
@@ -122,8 +118,7 @@ class Watch:
         if self._timer.stop():
             self._detach()
 
-    def attach(self, engine: Engine) -> None:
-        """Listen, take over the pool's class and book the connections that are already open."""
+    def _attach(self, engine: Engine) -> None:
         pool = engine.pool
         try:
             self._timer.install(pool)
@@ -135,7 +130,13 @@ class Watch:
                 type(pool).__name__,
                 error,
             )
-        self._listeners.timed = self._timer.installed
+        self._listeners = PoolListeners(
+            self._ledger,
+            engine.dialect,
+            privates.settings(pool),
+            server_limits=self.options["server_limits"],
+            timed=self._timer.installed,
+        )
         self._reader = PoolReader(
             self._ledger,
             inactivity_limit=self.options["inactivity_limit"],
@@ -229,7 +230,7 @@ def watch(
                 return existing
         options = {"server_limits": True, "per_connection": False, "registry": REGISTRY, "inactivity_limit": None}
         options |= given
-        collector = _registered(options["registry"])
+        _register(options["registry"])
         made = Watch(
             root,
             name=_free_name(given.get("name") or _default_name(root), options["registry"]),
@@ -237,9 +238,7 @@ def watch(
             clock=clock,
             wall=wall,
         )
-        made.attach(root)
         _watches.append(made)
-        _collectors[options["registry"]] = collector
         return made
 
 
@@ -258,10 +257,9 @@ def _forget(watch_: Watch) -> None:
             registry.unregister(_collectors.pop(registry))
 
 
-def _registered(registry: CollectorRegistry) -> PoolCollector:
-    existing = _collectors.get(registry)
-    if existing is not None:
-        return existing
+def _register(registry: CollectorRegistry) -> None:
+    if registry in _collectors:
+        return
     held = weakref.ref(registry)
 
     def sources() -> list[Watch]:
@@ -277,7 +275,7 @@ def _registered(registry: CollectorRegistry) -> PoolCollector:
             " watch() a CollectorRegistry of its own with registry="
         )
         raise MetricNameError(msg) from error
-    return collector
+    _collectors[registry] = collector
 
 
 def _sync_engine(engine: object) -> Engine:

@@ -120,8 +120,8 @@ class MariaDB(Server):
     """
 
     def __init__(self, **options: object) -> None:
-        self._install = find("mariadb-install-db", "mariadb-server")
-        self._server = find("mariadbd", "mariadb-server")
+        self._install = find("mariadb-install-db", "mariadb-server-core mariadb-client-core")
+        self._server = find("mariadbd", "mariadb-server-core mariadb-client-core")
         self._options = options
         super().__init__("mariadb")
         self._socket = self.directory / "socket"

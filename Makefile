@@ -1,0 +1,44 @@
+# make demo and make test set up what they need: a virtual environment in .venv, Debian packages where missing.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench generate format clean venv venv-oldest
+
+BIN := .venv/bin
+DATABASE := mariadb-server-core mariadb-client-core
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+
+venv:
+	@.ci/venv .venv --editable '.[demo]' --group lint
+
+venv-oldest:
+	@.ci/venv .venv-oldest --constraint constraints-oldest.txt --editable '.[demo]' --group test
+
+demo: venv ## a watched application on a throw-away MariaDB; Ctrl-C ends it
+	@.ci/debian $(DATABASE)
+	@$(BIN)/python -m poolwatch.demo
+
+test: venv venv-oldest ## the whole suite, then again on the oldest dependencies allowed
+	@.ci/debian $(DATABASE) prometheus
+	.venv-oldest/bin/python -m pytest -q -m 'not tooling'
+	$(BIN)/python -m pytest -q
+
+check: venv ## lint, types, import directions, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(BIN)/python dashboards/generate.py --check
+
+bench: venv ## what watching costs, side by side with not watching
+	$(BIN)/python tests/bench/checkout.py
+
+generate: venv ## write the dashboard, the rules and the README's metric reference
+	$(BIN)/python dashboards/generate.py
+
+format: venv ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environments and caches
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache dist

@@ -1,0 +1,119 @@
+"""The listeners that every checkout and return passes through, written for speed.
+
+Each is one function with its own guard: a shared one would be a second call. They handle the ordinary case and leave
+the rest to :class:`~poolwatch.listeners.PoolListeners`. A record that is not known raises KeyError, which is ours to
+ignore: it was opened before we listened and not yet handed out since.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from poolwatch import privates
+from poolwatch.ledger import FOLD_AT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolwatch.ledger import Ledger, Slot
+
+KEY = "poolwatch.slot"
+
+# Marks an exception that leaves a listener on purpose.
+MEANT = "poolwatch_meant"
+
+
+def describe(where: str, error: Exception) -> str:
+    """Say where an error of our own came from, without its text, which may hold a statement or a password."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "unknown place"
+    return f"{type(error).__name__} in {where} at {place}"
+
+
+def checkout_listener(
+    ledger: Ledger, rest: Callable[[Any, Any], None], *, pre_ping: bool, timed: bool
+) -> Callable[[Any, Any, Any], None]:
+    """Return the ``checkout`` listener; *rest* takes the first checkout of a connection, and unknown records."""
+    clock, trouble = ledger.clock, ledger.trouble
+
+    def on_checkout(dbapi: Any, record: Any, _proxy: Any) -> None:
+        try:
+            info = record.record_info
+            if KEY in info and info[KEY].asked:
+                slot: Slot = info[KEY]
+                slot.arrived = True
+                if pre_ping:
+                    slot.active = clock()
+            else:
+                rest(dbapi, record)
+        except Exception as error:
+            if getattr(error, MEANT, False):
+                raise
+            trouble(describe("checkout", error))
+
+    def on_untimed_checkout(dbapi: Any, record: Any, proxy: Any) -> None:
+        on_checkout(dbapi, record, proxy)
+        try:
+            ledger.count("checkouts_total")
+            ledger.handed_out(record.record_info[KEY], clock())
+        except Exception as error:  # noqa: BLE001
+            trouble(describe("checkout", error))
+
+    return on_checkout if timed else on_untimed_checkout
+
+
+def reset_listener(ledger: Ledger, *, is_async: bool) -> Callable[[Any, Any, Any], None]:
+    """Return the ``reset`` listener: it keeps what a return begins with. A detached connection has no record."""
+    trouble, is_abandoned = ledger.trouble, privates.is_abandoned
+
+    def on_reset(_dbapi: Any, record: Any, state: Any) -> None:
+        try:
+            if record is not None:
+                slot: Slot = record.record_info[KEY]
+                slot.reset = state
+                # Collected on a sync engine, a connection comes back as if it had been returned.
+                if not is_async and is_abandoned(record):
+                    slot.leaked = True
+        except KeyError:
+            pass
+        except Exception as error:  # noqa: BLE001
+            trouble(describe("reset", error))
+
+    return on_reset
+
+
+def checkin_listener(
+    ledger: Ledger, rest: Callable[[Slot, Any], None], *, resets: bool
+) -> Callable[[Any, Any], None]:
+    """Return the ``checkin`` listener; *rest* takes lost and leaked connections.
+
+    *resets*: the pool sends something on return, unless the transaction was ended already.
+    """
+    clock, trouble, observe, backlog = ledger.clock, ledger.trouble, ledger.holds.observe, ledger.holds.backlog
+
+    def on_checkin(dbapi: Any, record: Any) -> None:
+        try:
+            slot: Slot = record.record_info[KEY]
+            slot.returned = now = clock()
+            held = slot.held
+            if held is not None:
+                slot.held = None
+                observe(now - held)
+                if len(backlog) >= FOLD_AT:
+                    ledger.relieve()
+            else:
+                slot.arrived = slot.refused = False
+            reset = slot.reset
+            slot.reset = None
+            if dbapi is None or slot.leaked:
+                rest(slot, dbapi)
+            elif resets and reset is not None and not reset.transaction_was_reset:
+                slot.active = now
+        except KeyError:
+            pass
+        except Exception as error:  # noqa: BLE001
+            trouble(describe("checkin", error))
+
+    return on_checkin
