@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from poolwatch.attachment import Watch
 from poolwatch.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -15,7 +16,7 @@ from poolwatch.errors import (
 from poolwatch.histogram import HistogramSnapshot
 from poolwatch.middleware import PoolWatchMiddleware
 from poolwatch.snapshot import PoolSnapshot
-from poolwatch.watch import Watch, watch
+from poolwatch.watch import watch
 
 if TYPE_CHECKING:
     __version__: str

@@ -69,7 +69,17 @@ REPLACED = (
     "guard_deadline",
     "cancelled",
 )
-CLOSED = (*REPLACED, "reset_failed", "overflow", "unpooled", "disposed", "detached", "leaked", "failed", "other")
+CLOSED = (
+    *REPLACED,
+    "reset_failed",
+    "overflow",
+    "unpooled",
+    "disposed",
+    "detached",
+    "leaked",
+    "failed",
+    "other",
+)
 STATES = ("checked_out", "idle", "condemned", "dead")
 RISKS = ("safe", "unknown", "protected", "soon", "imminent", "expired", "dead")
 FAILURES = ("timeout", "connect", "cancelled", "other")

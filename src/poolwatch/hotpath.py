@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from poolwatch.ledger import Ledger, Slot
 
-KEY = "poolwatch.slot"
-
 # Marks an exception that leaves a listener on purpose.
 MEANT = "poolwatch_meant"
 
@@ -36,13 +34,13 @@ def checkout_listener(
     ledger: Ledger, rest: Callable[[Any, Any], None], *, pre_ping: bool, timed: bool
 ) -> Callable[[Any, Any, Any], None]:
     """Return the ``checkout`` listener; *rest* takes the first checkout of a connection, and unknown records."""
-    clock, trouble = ledger.clock, ledger.trouble
+    clock, trouble, key = ledger.clock, ledger.trouble, ledger.key
 
     def on_checkout(dbapi: Any, record: Any, _proxy: Any) -> None:
         try:
             info = record.record_info
-            if KEY in info and info[KEY].asked:
-                slot: Slot = info[KEY]
+            if key in info and info[key].asked:
+                slot: Slot = info[key]
                 slot.arrived = True
                 if pre_ping:
                     slot.active = clock()
@@ -57,7 +55,7 @@ def checkout_listener(
         on_checkout(dbapi, record, proxy)
         try:
             ledger.count("checkouts_total")
-            ledger.handed_out(record.record_info[KEY], clock())
+            ledger.handed_out(record.record_info[key], clock())
         except Exception as error:  # noqa: BLE001
             trouble(describe("checkout", error))
 
@@ -66,12 +64,12 @@ def checkout_listener(
 
 def reset_listener(ledger: Ledger, *, is_async: bool) -> Callable[[Any, Any, Any], None]:
     """Return the ``reset`` listener: it keeps what a return begins with. A detached connection has no record."""
-    trouble, is_abandoned = ledger.trouble, privates.is_abandoned
+    trouble, key, is_abandoned = ledger.trouble, ledger.key, privates.is_abandoned
 
     def on_reset(_dbapi: Any, record: Any, state: Any) -> None:
         try:
             if record is not None:
-                slot: Slot = record.record_info[KEY]
+                slot: Slot = record.record_info[key]
                 slot.reset = state
                 # Collected on a sync engine, a connection comes back as if it had been returned.
                 if not is_async and is_abandoned(record):
@@ -84,18 +82,21 @@ def reset_listener(ledger: Ledger, *, is_async: bool) -> Callable[[Any, Any, Any
     return on_reset
 
 
-def checkin_listener(
-    ledger: Ledger, rest: Callable[[Slot, Any], None], *, resets: bool
-) -> Callable[[Any, Any], None]:
+def checkin_listener(ledger: Ledger, rest: Callable[[Slot, Any], None], *, resets: bool) -> Callable[[Any, Any], None]:
     """Return the ``checkin`` listener; *rest* takes lost and leaked connections.
 
     *resets*: the pool sends something on return, unless the transaction was ended already.
     """
-    clock, trouble, observe, backlog = ledger.clock, ledger.trouble, ledger.holds.observe, ledger.holds.backlog
+    clock, trouble, observe, backlog = (
+        ledger.clock,
+        ledger.trouble,
+        ledger.holds.observe,
+        ledger.holds.backlog,
+    )
 
     def on_checkin(dbapi: Any, record: Any) -> None:
         try:
-            slot: Slot = record.record_info[KEY]
+            slot: Slot = record.record_info[key]
             slot.returned = now = clock()
             held = slot.held
             if held is not None:

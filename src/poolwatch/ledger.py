@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLD_AT = 10_000
 _JITTER = 0.01
+_numbers = count()
 
 
 class Retirement(NamedTuple):
@@ -131,6 +132,8 @@ class Ledger:
     def __init__(self, *, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self.clock = clock
         self.wall = wall
+        # Where a record keeps its slot; a key of our own, because a closed watch may still be on its way out.
+        self.key = f"poolwatch.slot.{next(_numbers)}"
         self.serial = count().__next__
         # Slots that hold a connection by the books.
         self.slots: dict[int, Slot] = {}
@@ -143,7 +146,14 @@ class Ledger:
         self.holds = _histogram("hold_duration_seconds")
         self.idles = _histogram("idle_duration_seconds")
         self.lifetimes = _histogram("connection_lifetime_seconds")
-        self._histograms = (self.checkouts, self.timeouts, self.connects, self.holds, self.idles, self.lifetimes)
+        self._histograms = (
+            self.checkouts,
+            self.timeouts,
+            self.connects,
+            self.holds,
+            self.idles,
+            self.lifetimes,
+        )
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._events: list[tuple[str, ...]] = []
         self._note = self._events.append

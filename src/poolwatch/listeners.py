@@ -13,10 +13,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
-from sqlalchemy.pool import NullPool
 
-from poolwatch import privates, server
-from poolwatch.hotpath import KEY, MEANT, checkin_listener, checkout_listener, describe, reset_listener
+from poolwatch import privates, reasons, server
+from poolwatch.hotpath import MEANT, checkin_listener, checkout_listener, describe, reset_listener
 from poolwatch.ledger import Retirement, Slot
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine import Dialect
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from poolwatch.ledger import Ledger
 
@@ -58,6 +57,8 @@ class PoolListeners:
         self._dialect = dialect
         self._settings = settings
         self._server_limits = server_limits
+        # aiosqlite and some test doubles are modules without it.
+        self._errors: tuple[type[BaseException], ...] = (getattr(dialect.loaded_dbapi, "Error", exc.DBAPIError),)
         # Under AUTOCOMMIT such a dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
         self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
         handlers: dict[str, Callable[..., None]] = {
@@ -76,9 +77,7 @@ class PoolListeners:
         self._doors = {name: self._door(name, handler) for name, handler in handlers.items()} | {
             "checkout": checkout_listener(ledger, self.first_checkout, pre_ping=settings.pre_ping, timed=timed),
             "reset": reset_listener(ledger, is_async=dialect.is_async),
-            "checkin": checkin_listener(
-                ledger, self.odd_checkin, resets=settings.resets and not self._skips_rollback
-            ),
+            "checkin": checkin_listener(ledger, self.odd_checkin, resets=settings.resets and not self._skips_rollback),
         }
 
     def attach(self, engine: Engine) -> None:
@@ -118,9 +117,9 @@ class PoolListeners:
         if info is None:
             msg = "a pool record without record_info"
             raise TypeError(msg)
-        slot: Slot | None = info.get(KEY)
+        slot: Slot | None = info.get(self._ledger.key)
         if slot is None:
-            slot = info[KEY] = Slot(record, privates.pool_of(record), self._ledger.serial())
+            slot = info[self._ledger.key] = Slot(record, privates.pool_of(record), self._ledger.serial())
         return slot
 
     # Opening
@@ -157,7 +156,7 @@ class PoolListeners:
             Exception: The driver's own, when the replacement is lost too.
         """
         info = record.record_info
-        slot: Slot | None = None if info is None else info.get(KEY)
+        slot: Slot | None = None if info is None else info.get(self._ledger.key)
         if slot is None or slot.opened is None:
             slot = self.adopt(record)
         if self._settings.pre_ping and not slot.fresh:
@@ -186,9 +185,9 @@ class PoolListeners:
         if limits.max_connections is not None:
             self._ledger.max_connections = limits.max_connections
 
-    def _lost(self, error: Exception, dbapi: Any) -> bool:
-        errors = getattr(self._dialect.loaded_dbapi, "Error", ())
-        return isinstance(error, errors) and bool(self._dialect.is_disconnect(error, dbapi, None))
+    def _lost(self, error: Any, dbapi: Any) -> bool:
+        # The protocol wants the driver's Error, which only the driver can name.
+        return isinstance(error, self._errors) and self._dialect.is_disconnect(error, dbapi, None)  # type: ignore[arg-type]
 
     # Giving back
 
@@ -218,32 +217,13 @@ class PoolListeners:
 
     # Closing
 
-    def on_invalidate(
-        self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None
-    ) -> None:
+    def on_invalidate(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None) -> None:
         """Remember why the ``close`` that follows will come; *error* is ``None`` for a call without one."""
         slot = self._slot(record)
-        slot.fate = self._fate(slot, error)
+        slot.fate = reasons.of_invalidation(error, self._errors, returning=slot.reset is not None)
         self._ledger.count("invalidations_total", "hard")
         if isinstance(error, exc.DisconnectionError) and error.invalidate_pool:
             self._condemn_others(record)
-
-    def _fate(self, slot: Slot, error: BaseException | None) -> str:
-        if error is None:
-            return "invalidated"
-        if not isinstance(error, Exception) or isinstance(error, asyncio.CancelledError):
-            return "cancelled"
-        if slot.reset is not None:
-            return "reset_failed"
-        if getattr(error, MEANT, False):
-            return "disconnect"
-        if isinstance(error, exc.DisconnectionError):
-            # Raised by the pool itself after a ping, and by a listener from a deeper frame.
-            raised_here = error.__traceback__ is not None and error.__traceback__.tb_next is None
-            return "pre_ping" if raised_here and error.invalidate_pool else "invalidated"
-        if isinstance(error, getattr(self._dialect.loaded_dbapi, "Error", ())):
-            return "disconnect"
-        return "invalidated"
 
     def on_soft_invalidate(
         self, _dbapi: DBAPIConnection, _record: ConnectionPoolEntry, _error: BaseException | None
@@ -254,7 +234,7 @@ class PoolListeners:
     def on_handle_error(self, context: Any) -> None:
         """Count an error that condemns every connection of the pool."""
         if context.is_disconnect and context.invalidate_pool_on_disconnect and context.connection is not None:
-            slot = _slot_of(context.connection)
+            slot = self._slot_of(context.connection)
             record = None if slot is None else slot.record()
             if record is not None:
                 self._condemn_others(record)
@@ -267,12 +247,7 @@ class PoolListeners:
     def on_close(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         """Book a close, or leave its reason to the event that follows."""
         slot = self._slot(record)
-        pool = privates.pool_of(record)
-        fate, slot.fate = slot.fate, None
-        if fate is None and isinstance(pool, NullPool):
-            fate = "unpooled"
-        if fate is None and _is_full(pool) and not record.in_use:
-            fate = "overflow"
+        fate, slot.fate = slot.fate or reasons.of_close(record), None
         if fate is not None:
             self._ledger.closed(slot, fate)
         else:
@@ -302,27 +277,21 @@ class PoolListeners:
 
     def on_rollback(self, connection: Connection) -> None:
         """As for a commit, unless the dialect is told to send no ROLLBACK under AUTOCOMMIT."""
-        slot = _slot_of(connection)
+        slot = self._slot_of(connection)
         if slot is not None and not self._quiet(connection.connection.dbapi_connection):
             slot.active = self._clock()
 
     def _mark(self, connection: Connection) -> None:
-        slot = _slot_of(connection)
+        slot = self._slot_of(connection)
         if slot is not None:
             slot.active = self._clock()
 
-
-def _slot_of(connection: Connection) -> Slot | None:
-    # An invalidated Connection would reconnect when asked for its connection.
-    if connection.closed or connection.invalidated:
-        return None
-    info = connection.connection.record_info
-    return None if info is None else info.get(KEY)
-
-
-def _is_full(pool: Pool) -> bool:
-    checkedin, size = getattr(pool, "checkedin", None), getattr(pool, "size", None)
-    return callable(checkedin) and callable(size) and 0 < size() <= checkedin()
+    def _slot_of(self, connection: Connection) -> Slot | None:
+        # An invalidated Connection would reconnect when asked for its connection.
+        if connection.closed or connection.invalidated:
+            return None
+        info = connection.connection.record_info
+        return None if info is None else info.get(self._ledger.key)
 
 
 def _caller() -> Hashable:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_asgi_app
-from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from poolwatch.errors import ArgumentError, ArgumentTypeError, PoolwatchError
+from poolwatch import arguments
+from poolwatch.errors import PoolwatchError
 from poolwatch.watch import watch, watches
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from poolwatch.watch import Watch
+    from poolwatch.arguments import AnyEngine
+    from poolwatch.attachment import Watch
 
 logger = logging.getLogger("poolwatch")
-
-AnyEngine = Engine | AsyncEngine
 
 
 class PoolWatchMiddleware:
@@ -57,21 +54,17 @@ class PoolWatchMiddleware:
         authorize: Callable[[Scope], bool | Awaitable[bool]] | None = None,
     ) -> None:
         self.app = app
-        self._engines = _engines(engine, engines)
-        self._path = _path(metrics_path)
-        if not isinstance(registry, CollectorRegistry):
-            msg = f"registry must be a CollectorRegistry, got {type(registry).__name__}; leave it out for REGISTRY"
-            raise ArgumentTypeError(msg)
-        if authorize is not None and not callable(authorize):
-            msg = f"authorize must be a function of the scope, got {type(authorize).__name__}; leave it out for none"
-            raise ArgumentTypeError(msg)
-        self._registry = registry
+        self._engines = arguments.engine_list(engine, engines)
+        self._path = arguments.path(metrics_path)
+        self._registry = arguments.registry(registry)
+        arguments.authorize(authorize)
         self._authorize = authorize
         self._exposition = make_asgi_app(registry)
         self._made: list[Watch] | None = None
         self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a scrape, or pass the event on."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
@@ -133,43 +126,6 @@ class PoolWatchMiddleware:
                 " middleware engine=..., with the same registry"
             )
         await self._exposition(_readable(scope), receive, _without_body(send) if method == "HEAD" else send)
-
-
-def _engines(
-    engine: AnyEngine | None, engines: Iterable[AnyEngine] | Mapping[str, AnyEngine] | None
-) -> list[tuple[str | None, AnyEngine]]:
-    pairs: list[tuple[str | None, AnyEngine]] = [] if engine is None else [(None, engine)]
-    if isinstance(engines, Mapping):
-        pairs += engines.items()
-    elif isinstance(engines, Iterable) and not isinstance(engines, (str, bytes)):
-        pairs += [(None, each) for each in engines]
-    elif engines is not None:
-        msg = f"engines must be several engines or a mapping of names to engines, got {type(engines).__name__}"
-        raise ArgumentTypeError(msg)
-    for name, each in pairs:
-        if not isinstance(each, (Engine, AsyncEngine)):
-            msg = (
-                f"engine must be an Engine or AsyncEngine, got {type(each).__name__}; pass what create_engine() or"
-                " create_async_engine() returned"
-            )
-            raise ArgumentTypeError(msg)
-        if name is not None and (not isinstance(name, str) or not name):
-            msg = f"engines must have names that are text and not empty, got {name!r}"
-            raise ArgumentError(msg)
-    return pairs
-
-
-def _path(metrics_path: object) -> str | None:
-    if metrics_path is None:
-        return None
-    if not isinstance(metrics_path, str):
-        msg = f"metrics_path must be text such as '/metrics', or None, got {type(metrics_path).__name__}"
-        raise ArgumentTypeError(msg)
-    path = metrics_path.rstrip("/")
-    if not path.startswith("/") or "?" in path or "#" in path:
-        msg = f"metrics_path must begin with a slash and name a path, got {metrics_path!r}; try '/metrics', or None"
-        raise ArgumentError(msg)
-    return path
 
 
 def _path_below_root(scope: Scope) -> str:

@@ -53,7 +53,7 @@ def settings(pool: Pool) -> PoolSettings:
         limit = inf if overflow < 0 else size + overflow
         wait: float | None = pool._timeout  # noqa: SLF001
         timeout = inf if wait is None else wait
-        lifo = bool(pool._pool.use_lifo)  # type: ignore[attr-defined] # noqa: SLF001
+        lifo = bool(pool._pool.use_lifo)  # noqa: SLF001
     elif isinstance(pool, NullPool):
         size = 0
     elif isinstance(pool, (StaticPool, AssertionPool)):
@@ -68,7 +68,7 @@ def settings(pool: Pool) -> PoolSettings:
         timeout=timeout,
         pre_ping=bool(pool._pre_ping),  # noqa: SLF001
         lifo=lifo,
-        resets=pool._reset_on_return.name != "reset_none",  # noqa: SLF001
+        resets=getattr(pool._reset_on_return, "name", None) != "reset_none",  # noqa: SLF001
     )
 
 

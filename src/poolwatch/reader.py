@@ -40,9 +40,7 @@ class PoolReader:
         timed: ``pool.connect()`` is timed; otherwise the families that need it are ``None``.
     """
 
-    def __init__(
-        self, ledger: Ledger, *, inactivity_limit: float | None, per_connection: bool, timed: bool
-    ) -> None:
+    def __init__(self, ledger: Ledger, *, inactivity_limit: float | None, per_connection: bool, timed: bool) -> None:
         self._ledger = ledger
         self._configured = {} if inactivity_limit is None else {"configured": inactivity_limit}
         self._per_connection = per_connection

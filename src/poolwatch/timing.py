@@ -10,16 +10,15 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
-from sqlalchemy.pool import Pool
 
 from poolwatch import privates
-from poolwatch.hotpath import KEY, describe
+from poolwatch.hotpath import describe
 from poolwatch.listeners import dialing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.pool import PoolProxiedConnection
+    from sqlalchemy.pool import Pool, PoolProxiedConnection
 
     from poolwatch.ledger import Ledger, Slot
 
@@ -37,7 +36,7 @@ class TimedPool:
         self._leave = leave
         self._stopped = False
         self.installed = False
-        self._class: type[Pool] | None = None
+        self._class: tuple[type[Pool], type[Pool]] | None = None
 
     def install(self, pool: Pool) -> None:
         """Give *pool* a subclass of its class; raises TypeError where Python does not allow it."""
@@ -46,7 +45,7 @@ class TimedPool:
         # Loggers are named after the class.
         timed.__module__, timed.__qualname__ = base.__module__, base.__qualname__
         pool.__class__ = timed
-        self._class = timed
+        self._class = (timed, base)
         self.installed = True
 
     def stop(self) -> bool:
@@ -56,11 +55,11 @@ class TimedPool:
 
     def restore(self, pool: Pool) -> None:
         """Give *pool* its class back, unless somebody else has replaced it since."""
-        if type(pool) is self._class:
-            pool.__class__ = self._class.__base__
+        if self._class is not None and type(pool) is self._class[0]:
+            pool.__class__ = self._class[1]
 
     def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:
-        ledger, clock, pending = self._ledger, self._ledger.clock, self._ledger.pending
+        ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
         observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
         original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
         queues = most < inf
@@ -80,7 +79,7 @@ class TimedPool:
                 raise
             pending.remove(self_)
             try:
-                slot: Slot = proxy.record_info[KEY]  # type: ignore[index]
+                slot: Slot = proxy.record_info[key]  # type: ignore[index]
                 # Not set where a pool hands a thread the proxy that it already has.
                 if slot.arrived:
                     slot.arrived = False

@@ -75,7 +75,11 @@ def cycle_seconds(pool: Pool) -> float:
 
 def main() -> int:
     """Measure and print; return the exit status."""
-    variants: dict[str, Callable[[Engine], None]] = {"bare": bare, "two empty listeners": two_listeners, "watched": watched}
+    variants: dict[str, Callable[[Engine], None]] = {
+        "bare": bare,
+        "two empty listeners": two_listeners,
+        "watched": watched,
+    }
     worst = 0.0
     for poolclass in (QueuePool, AsyncAdaptedQueuePool):
         engines = {name: engine(poolclass) for name in variants}

@@ -1,0 +1,166 @@
+"""One watched pool: listeners, timed pool class and reader, attached to an engine and taken off again."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from poolwatch import privates
+from poolwatch.errors import WatchClosedError
+from poolwatch.hotpath import describe
+from poolwatch.ledger import Ledger
+from poolwatch.listeners import PoolListeners
+from poolwatch.reader import PoolReader
+from poolwatch.timing import TimedPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from sqlalchemy import Engine
+
+    from poolwatch.snapshot import PoolSnapshot
+
+logger = logging.getLogger("poolwatch")
+
+
+class Watch:
+    """One watched pool; made by :func:`watch`, ended by :meth:`close` or by leaving its ``with`` block.
+
+    Attributes:
+        name: The value of the label ``pool``.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        options: Mapping[str, Any],
+        forget: Callable[[Watch], None],
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self.options = options
+        self._forget = forget
+        self._engine = weakref.ref(engine)
+        self._closed = False
+        self._logged = False
+        self._ledger = Ledger(clock=clock, wall=wall)
+        self._timer = TimedPool(self._ledger, leave=self._detach)
+        self._attach(engine)
+
+    def __repr__(self) -> str:
+        return f"<Watch {self.name!r}{' closed' if self._closed else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def engine(self) -> Engine | None:
+        """The watched engine, a sync one; ``None`` once it was collected as garbage."""
+        return self._engine()
+
+    def snapshot(self) -> PoolSnapshot:
+        """Return what the pool looks like now; asks neither the pool nor the server for a connection.
+
+        Raises:
+            WatchClosedError: This watch was closed, or its engine is gone.
+        """
+        engine = self._engine()
+        if self._closed or engine is None:
+            msg = f"pool {self.name!r} is no longer watched; call watch(engine) again"
+            raise WatchClosedError(msg)
+        snapshot, trouble = self._reader.read(engine)
+        if trouble is not None and not self._logged:
+            self._logged = True
+            logger.error(
+                "poolwatch: an error of its own was kept from the application, pool %r: %s. The figures may be off;"
+                " please report it. Further ones are only counted.",
+                self.name,
+                trouble,
+            )
+        return snapshot
+
+    def collect(self) -> PoolSnapshot | None:
+        """Return a snapshot for a scrape; ``None`` if there is none to be had."""
+        try:
+            return self.snapshot()
+        except WatchClosedError:
+            return None
+        except Exception as error:  # noqa: BLE001
+            self._ledger.trouble(describe("snapshot", error))
+            return None
+
+    def close(self) -> None:
+        """Stop listening, remove the series and give the pool its class back. A second call does nothing.
+
+        Where callers are inside ``pool.connect()`` at this moment, the listeners stay until the last has left.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._forget(self)
+        if self._timer.stop():
+            self._detach()
+
+    def _attach(self, engine: Engine) -> None:
+        pool = engine.pool
+        try:
+            self._timer.install(pool)
+        except TypeError as error:
+            logger.warning(
+                "poolwatch: pool %r: the class of %s cannot be extended (%s), so pending checkouts, waits, failures and"
+                " checkout durations are not exported",
+                self.name,
+                type(pool).__name__,
+                error,
+            )
+        self._listeners = PoolListeners(
+            self._ledger,
+            engine.dialect,
+            privates.settings(pool),
+            server_limits=self.options["server_limits"],
+            timed=self._timer.installed,
+        )
+        self._reader = PoolReader(
+            self._ledger,
+            inactivity_limit=self.options["inactivity_limit"],
+            per_connection=self.options["per_connection"],
+            timed=self._timer.installed,
+        )
+        self._listeners.attach(engine)
+        for record in gc.get_referrers(pool):
+            if isinstance(record, ConnectionPoolEntry) and record.dbapi_connection is not None:
+                self._adopt(record)
+
+    def _adopt(self, record: ConnectionPoolEntry) -> None:
+        slot = self._listeners.adopt(record)
+        if record.in_use:
+            # How long it took to get is not known; the checkout is counted all the same.
+            if self._timer.installed:
+                self._ledger.checkouts.observe(0.0)
+            else:
+                self._ledger.count("checkouts_total")
+            self._ledger.handed_out(slot, self._ledger.clock())
+
+    def _detach(self) -> None:
+        engine = self._engine()
+        if engine is not None:
+            self._listeners.detach(engine)
+            self._timer.restore(engine.pool)
+        for slot in list(self._ledger.slots.values()):
+            record = slot.record()
+            if record is not None and record.record_info is not None:
+                record.record_info.pop(self._ledger.key, None)

@@ -1,0 +1,51 @@
+"""Why a connection was closed, as far as the event at hand can tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.pool import NullPool
+
+from poolwatch import privates
+from poolwatch.hotpath import MEANT
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+
+def of_invalidation(
+    error: BaseException | None, dbapi_errors: tuple[type[BaseException], ...], *, returning: bool
+) -> str:
+    """Return the reason that an ``invalidate`` event with *error* gives to the ``close`` that follows.
+
+    Args:
+        error: The event's; ``None`` for a call without one, and when SQLAlchemy gives up after two attempts.
+        dbapi_errors: The driver's own classes.
+        returning: A ``reset`` event came before: the connection was being given back.
+    """
+    if error is None:
+        return "invalidated"
+    if not isinstance(error, Exception):
+        return "cancelled"
+    if returning:
+        return "reset_failed"
+    if isinstance(error, exc.DisconnectionError) and not hasattr(error, MEANT):
+        # Raised by the pool itself after a failed ping, and by a listener in a deeper frame.
+        raised_by_pool = error.__traceback__ is not None and error.__traceback__.tb_next is None
+        return "pre_ping" if raised_by_pool and error.invalidate_pool else "invalidated"
+    return "disconnect" if hasattr(error, MEANT) or isinstance(error, dbapi_errors) else "invalidated"
+
+
+def of_close(record: ConnectionPoolEntry) -> str | None:
+    """Return the reason of a ``close`` event that no ``invalidate`` announced; ``None`` if a later event decides."""
+    pool = privates.pool_of(record)
+    if isinstance(pool, NullPool):
+        return "unpooled"
+    return "overflow" if not record.in_use and _is_full(pool) else None
+
+
+def _is_full(pool: Pool | Any) -> bool:
+    # A return finds no place; whoever takes a connection out, to replace it or to dispose of it, leaves one free.
+    checkedin, size = getattr(pool, "checkedin", None), getattr(pool, "size", None)
+    return callable(checkedin) and callable(size) and 0 < size() <= checkedin()
