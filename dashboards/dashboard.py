@@ -57,9 +57,7 @@ def _variables() -> list[Json]:
 
 def _requires(rows: tuple[Row, ...]) -> list[Json]:
     used = sorted({panel.kind for row in rows for panel in row.panels})
-    panels: list[Json] = [
-        {"type": "panel", "id": kind, "name": KINDS[kind], "version": ""} for kind in used
-    ]
+    panels: list[Json] = [{"type": "panel", "id": kind, "name": KINDS[kind], "version": ""} for kind in used]
     return [
         {"type": "grafana", "id": "grafana", "name": "Grafana", "version": "10.4.0"},
         {"type": "datasource", "id": "prometheus", "name": "Prometheus", "version": "1.0.0"},

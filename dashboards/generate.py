@@ -9,26 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dashboard
+import reference
 import rules
 
 HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
 
 
 def outputs() -> dict[Path, str]:
     """Return what each generated file has to hold."""
     return {
-        HERE / "sqlalchemy-pool.json": json.dumps(dashboard.build(), indent=2, ensure_ascii=False)
-        + "\n",
+        HERE / "sqlalchemy-pool.json": json.dumps(dashboard.build(), indent=2, ensure_ascii=False) + "\n",
         HERE / "alerts.yml": rules.render(rules.ALERTS),
+        README: reference.inserted(README),
     }
 
 
 def stale(wanted: dict[Path, str]) -> list[Path]:
     """Return the files that are missing or hold something else than *wanted*."""
     return [
-        path
-        for path, content in wanted.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != content
+        path for path, content in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != content
     ]
 
 

@@ -137,9 +137,7 @@ def dashed(field_name: str, **properties: object) -> Json:
 # Kept in the graph, where a line at 0 shows that the exporter lives, but not in the legend.
 ZEROS_OUT_OF_LEGEND: Json = {
     "matcher": {"id": "byValue", "options": {"reducer": "allIsZero", "op": "gte", "value": 0}},
-    "properties": [
-        {"id": "custom.hideFrom", "value": {"legend": True, "tooltip": True, "viz": False}}
-    ],
+    "properties": [{"id": "custom.hideFrom", "value": {"legend": True, "tooltip": True, "viz": False}}],
 }
 
 

@@ -46,8 +46,7 @@ STATES = {"checked_out": "blue", "dead": "red", "condemned": "purple", "idle": "
 def percentiles(histogram: str, *shares: float, suffix: str = "") -> tuple[Query, ...]:
     """Return one query for each of *shares* (0.99 is p99) of *histogram*, a line for each pool."""
     return tuple(
-        Query(expr=quantile(share, histogram), legend=f"{LEGEND} p{share * 100:.0f}{suffix}")
-        for share in shares
+        Query(expr=quantile(share, histogram), legend=f"{LEGEND} p{share * 100:.0f}{suffix}") for share in shares
     )
 
 
@@ -121,9 +120,7 @@ NOW = Row(
             ),
             defaults={"noValue": "no deadline", "decimals": 0},
             options=NAMED | {"orientation": "horizontal"},
-            overrides=(
-                override("of the limit", unit="percentunit", thresholds=thresholds(RUNNING_OUT)),
-            ),
+            overrides=(override("of the limit", unit="percentunit", thresholds=thresholds(RUNNING_OUT)),),
         ),
         Panel(
             kind="stat",
@@ -150,9 +147,7 @@ NOW = Row(
         Panel(
             kind="stat",
             title="Oldest connection",
-            question=(
-                "How old is the oldest open connection, and where is it? No age is bad in itself."
-            ),
+            question=("How old is the oldest open connection, and where is it? No age is bad in itself."),
             unit="s",
             width=4,
             queries=(_worst(age("oldest_connection_timestamp_seconds")),),

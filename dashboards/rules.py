@@ -38,14 +38,11 @@ ALERTS = (
             " busy with a long statement looks silent too."
         ),
         expr=(
-            "max_over_time(\n"
-            f"  sum by ({GROUP_BY}) ({name('timeout_risk_connections')}{{{AT_RISK}}})[15m:15s]\n"
-            ") > 0"
+            f"max_over_time(\n  sum by ({GROUP_BY}) ({name('timeout_risk_connections')}{{{AT_RISK}}})[15m:15s]\n) > 0"
         ),
         severity="warning",
         summary=(
-            "The server is about to close idle connections of pool {{ $labels.pool }} of {{"
-            " $labels.job }}, or has."
+            "The server is about to close idle connections of pool {{ $labels.pool }} of {{ $labels.job }}, or has."
         ),
         description=(
             "In the last 15 minutes, up to {{ $value }} idle connection(s) of pool {{ $labels.pool"

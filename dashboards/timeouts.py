@@ -126,9 +126,7 @@ TIMEOUTS = Row(
             unit="percentunit",
             width=5,
             queries=(
-                Query(
-                    expr=f"min by ({POOL}) ({share_left('false')})", legend=f"{LEGEND} unprotected"
-                ),
+                Query(expr=f"min by ({POOL}) ({share_left('false')})", legend=f"{LEGEND} unprotected"),
                 Query(expr=f"min by ({POOL}) ({share_left('true')})", legend=f"{LEGEND} protected"),
             ),
             steps=((None, "red"), (0.1, "orange"), (0.25, "transparent")),

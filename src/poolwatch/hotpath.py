@@ -87,12 +87,8 @@ def checkin_listener(ledger: Ledger, rest: Callable[[Slot, Any], None], *, reset
 
     *resets*: the pool sends something on return, unless the transaction was ended already.
     """
-    clock, trouble, observe, backlog = (
-        ledger.clock,
-        ledger.trouble,
-        ledger.holds.observe,
-        ledger.holds.backlog,
-    )
+    clock, trouble, key = ledger.clock, ledger.trouble, ledger.key
+    observe, backlog = ledger.holds.observe, ledger.holds.backlog
 
     def on_checkin(dbapi: Any, record: Any) -> None:
         try:

@@ -103,6 +103,8 @@ class Slot:
         self.dialing: float | None = None
         self.opened: float | None = None
         self.opened_at = 0.0
+        # Outlives the connection that it was noted on: the same checkout opens another.
+        self.refused = False
         self.forget_connection()
 
     def forget_connection(self) -> None:
@@ -113,7 +115,6 @@ class Slot:
         self.arrived = False
         self.fresh = True
         self.asked = False
-        self.refused = False
         self.limits: Mapping[str, float] = {}
         self.pings = True
         self.reset: Any = None

@@ -76,11 +76,10 @@ def watch(  # noqa: PLR0913
     )
     with _lock:
         _watches[:] = [each for each in _watches if each.engine is not None]
-        for existing in _watches:
-            other = existing.engine
-            if other is not None and other.pool is root.pool:
-                _agree(existing, given)
-                return existing
+        existing = _of_pool(root)
+        if existing is not None:
+            _agree(existing, given)
+            return existing
         options = {**_DEFAULTS, "registry": REGISTRY, **given}
         _register(options["registry"])
         made = Watch(
@@ -97,6 +96,14 @@ def watches(registry: CollectorRegistry) -> list[Watch]:
     """Return the open watches that are exported through *registry*."""
     with _lock:
         return [each for each in _watches if each.options["registry"] is registry and each.engine is not None]
+
+
+def _of_pool(engine: Engine) -> Watch | None:
+    for each in _watches:
+        other = each.engine
+        if other is not None and other.pool is engine.pool:
+            return each
+    return None
 
 
 def _forget(watch_: Watch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import pymysql
+import pymysql  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +24,16 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 
 
+# What is on this machine is not asked for through a proxy.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 class ServerError(RuntimeError):
-    """A server could not be found or did not start; the message says what to install or where its log is."""
+    """A server could not be found or did not start; the message says what to install or how its log ends."""
+
+
+class NotInstalledError(ServerError):
+    """A server's program is not on this machine; the message names the Debian package."""
 
 
 def free_port() -> int:
@@ -37,16 +45,22 @@ def free_port() -> int:
 
 
 def find(program: str, package: str) -> str:
-    """Return the path of *program*; raises ServerError naming Debian's *package* if it is not installed."""
+    """Return the path of *program*; raises NotInstalledError naming Debian's *package* if it is not installed."""
     path = shutil.which(program, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin") or shutil.which(program)
     if path is None:
         msg = f"{program} is not installed; on Debian: apt-get install {package}"
-        raise ServerError(msg)
+        raise NotInstalledError(msg)
     return path
 
 
 class Server:
-    """A child process with a directory of its own; leaving the ``with`` block ends both."""
+    """A child process with a directory of its own; leaving the ``with`` block ends both.
+
+    Attributes:
+        abort: Asked while the server starts; once it is true, the start is given up.
+    """
+
+    abort: Callable[[], bool] | None = None
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -81,7 +95,7 @@ class Server:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start the server and return when it answers; raises ServerError if it does not."""
+        """Start the server and return when it answers; raises ServerError if it does not, or is to be given up."""
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches us alone, and we end it in order.
             self._process = subprocess.Popen(  # noqa: S603
@@ -89,8 +103,11 @@ class Server:
             )
         deadline = time.monotonic() + _START_SECONDS
         while not self.ready():
+            if self.abort is not None and self.abort():
+                msg = f"the start of {self.kind} was given up"
+                raise ServerError(msg)
             if self._process.poll() is not None or time.monotonic() > deadline:
-                msg = f"{self.kind} did not start; its log ends: {self.log.read_text(errors='replace')[-2000:]}"
+                msg = f"{self.kind} did not start; its log ends:\n{self.log.read_text(errors='replace')[-2000:]}"
                 raise ServerError(msg)
             time.sleep(0.05)
 
@@ -128,12 +145,23 @@ class MariaDB(Server):
 
     def command(self) -> list[str]:
         """Install the system tables where they are missing; return the server's command line."""
-        common = ["--no-defaults", f"--datadir={self.directory / 'data'}", f"--user={getpass.getuser()}"]
+        common = ["--no-defaults", f"--datadir={self.directory / 'data'}"]
+        if os.geteuid() == 0:
+            # It refuses to run as root unless told to.
+            common.append("--user=root")
         if not (self.directory / "data").exists():
             arguments = [self._install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
-            made = subprocess.run(arguments, capture_output=True, check=False)  # noqa: S603
+            # In a session of its own for the same reason as the server.
+            made = subprocess.run(  # noqa: S603
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                start_new_session=True,
+            )
             if made.returncode:
-                msg = f"mariadb-install-db failed: {made.stderr.decode(errors='replace')[-2000:]}"
+                msg = f"mariadb-install-db failed; it said:\n{made.stdout.decode(errors='replace')[-2000:]}"
                 raise ServerError(msg)
         options = [f"--{key.replace('_', '-')}={value}" for key, value in self._options.items()]
         return [
@@ -150,6 +178,9 @@ class MariaDB(Server):
 
     def ready(self) -> bool:
         """Tell whether it answers; the user and the database are there then."""
+        # PyMySQL leaves a socket open that could not be connected.
+        if not self._socket.exists():
+            return False
         try:
             self.query("CREATE DATABASE IF NOT EXISTS app")
             for host in ("localhost", "127.0.0.1"):
@@ -220,7 +251,7 @@ class Prometheus(Server):
     def ready(self) -> bool:
         """Tell whether it answers."""
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready") as answer:  # noqa: S310
+            with _direct.open(f"{self.url}/-/ready", timeout=5) as answer:
                 return bool(answer.status == 200)  # noqa: PLR2004
         except OSError:
             return False
@@ -229,7 +260,7 @@ class Prometheus(Server):
         """Evaluate *expression* now; return each series' labels and value. Raises ValueError with its complaint."""
         url = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
         try:
-            with urllib.request.urlopen(url) as answer:  # noqa: S310
+            with _direct.open(url) as answer:
                 data = json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise ValueError(error.read().decode()) from error

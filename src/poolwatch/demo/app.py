@@ -1,0 +1,157 @@
+"""The watched application, served by uvicorn in a thread of its own, beside the traffic it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Self
+
+import uvicorn
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from poolwatch import PoolWatchMiddleware
+from poolwatch.demo.servers import ServerError
+from poolwatch.demo.traffic import Traffic
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.requests import Request
+
+_STOP_SECONDS = 20.0
+_SEED = 20
+
+
+def make_engine(url: str) -> AsyncEngine:
+    """Return an engine with a small pool that nothing protects from the server's wait_timeout."""
+    return create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=1.5)
+
+
+def make_app(engine: AsyncEngine) -> Starlette:
+    """Return the application; its lifespan ends with the disposal of *engine*."""
+    dice = random.Random(_SEED)  # noqa: S311
+
+    async def item(request: Request) -> PlainTextResponse:
+        async with engine.connect() as connection:
+            answer = await connection.scalar(text("SELECT :id * 2"), {"id": int(request.path_params["id"])})
+        return PlainTextResponse(f"{answer}\n")
+
+    async def report(_request: Request) -> PlainTextResponse:
+        """Hold a connection while something else is waited for, as handlers that call other services do."""
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            await asyncio.sleep(dice.uniform(1.0, 2.0))
+        return PlainTextResponse("done\n")
+
+    async def lost(_request: Request, _error: Exception) -> PlainTextResponse:
+        return PlainTextResponse("The database did not answer.\n", status_code=500)
+
+    async def busy(_request: Request, _error: Exception) -> PlainTextResponse:
+        return PlainTextResponse("No database connection was free in time.\n", status_code=503)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await engine.dispose()
+
+    app = Starlette(
+        routes=[Route("/items/{id:int}", item), Route("/report", report)],
+        # Raised further, uvicorn would log a traceback for each.
+        exception_handlers={DBAPIError: lost, PoolTimeoutError: busy},
+        lifespan=lifespan,
+    )
+    app.add_middleware(PoolWatchMiddleware, engine=engine)
+    return app
+
+
+class Application:
+    """The application and its traffic while the ``with`` block lasts.
+
+    Args:
+        database: SQLAlchemy's URL of the database.
+        log: Returns the end of the log, for the message of a start that failed.
+
+    Attributes:
+        url: Where it answers.
+        traffic: Its users, from the first request on.
+    """
+
+    def __init__(self, database: str, *, log: Callable[[], str]) -> None:
+        self._database = database
+        self._log = log
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self._port: int = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.traffic = Traffic(self._port, seed=_SEED)
+        self._error: BaseException | None = None
+        self._ready = threading.Event()
+        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="application", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        try:
+            self.check()
+        except ServerError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._loop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(_STOP_SECONDS)
+        self._socket.close()
+
+    def check(self) -> None:
+        """Raise ServerError, with the end of the log, if the application or its traffic is no longer running."""
+        if self._error is not None:
+            msg = f"the application failed: {self._error!r}; its log ends:\n{self._log()}"
+            raise ServerError(msg)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # noqa: BLE001
+            # Also SystemExit, by which uvicorn gives up a start.
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        app = make_app(make_engine(self._database))
+        # Signals are the main thread's: uvicorn leaves them alone in any other.
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, lifespan="on", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5
+            )
+        )
+        serving = asyncio.create_task(server.serve(sockets=[self._socket]))
+        while not (server.started or serving.done()):  # noqa: ASYNC110  # uvicorn offers no event
+            await asyncio.sleep(0.02)
+        users = asyncio.create_task(self.traffic.run())
+        stopping = asyncio.create_task(self._stop.wait())
+        self._ready.set()
+        try:
+            done, _ = await asyncio.wait({serving, users, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            users.cancel()
+            server.should_exit = True
+            await asyncio.wait({serving, users})
+        for task in done - {stopping}:
+            task.result()
+            msg = "it ended by itself"
+            raise RuntimeError(msg)

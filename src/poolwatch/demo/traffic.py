@@ -1,0 +1,77 @@
+"""Uneven load: bursts of concurrent requests, then lulls, some of which the pool's connections do not survive."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+
+# Seconds without a request, from-to, in turn: harmless; the server closes every connection; most of the limit.
+_LULLS = ((5.0, 8.0), (23.0, 27.0), (15.0, 18.0))
+
+# More than the pool holds, all of them slow: some wait, some wait in vain.
+_RUSH = 18
+
+
+class Traffic:
+    """Users of the application at *port*.
+
+    Args:
+        port: Where it listens on 127.0.0.1.
+        seed: The same seed makes the same requests and lulls.
+
+    Attributes:
+        errors: Answers with a status of 500 and above so far.
+    """
+
+    def __init__(self, port: int, *, seed: int) -> None:
+        self.errors = 0
+        self._port = port
+        # Nothing here is a secret: the load is to be the same every time.
+        self._random = random.Random(seed)  # noqa: S311
+        self._resumes: float | None = None
+
+    def doing(self) -> str:
+        """Say in a word or two what the users do now, and for how long they will be quiet."""
+        resumes = self._resumes
+        return "requests" if resumes is None else f"quiet {max(resumes - time.monotonic(), 0):2.0f}s"
+
+    async def run(self) -> None:
+        """Ask until cancelled; raises OSError where the application does not answer."""
+        for turn, (shortest, longest) in enumerate(itertools.cycle(_LULLS), start=1):
+            await self._wave(5, slow=0.0)
+            for _ in range(self._random.randint(3, 6)):
+                await asyncio.sleep(self._random.uniform(0.2, 1.2))
+                await self._wave(self._random.choice((1, 2, 3, 5, 6)), slow=0.2)
+            if turn % len(_LULLS) == 0:
+                await self._wave(_RUSH, slow=1.0)
+            seconds = self._random.uniform(shortest, longest)
+            self._resumes = time.monotonic() + seconds
+            await asyncio.sleep(seconds)
+            self._resumes = None
+
+    async def _wave(self, requests: int, *, slow: float) -> None:
+        async with asyncio.TaskGroup() as users:
+            for _ in range(requests):
+                is_slow = self._random.random() < slow
+                path = "/report" if is_slow else f"/items/{self._random.randint(1, 99)}"
+                users.create_task(self._user(path))
+
+    async def _user(self, path: str) -> None:
+        if await _get(self._port, path) >= 500:  # noqa: PLR2004
+            self.errors += 1
+
+
+async def _get(port: int, path: str) -> int:
+    """Return the status of the answer to one GET."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+        answer = await reader.read()
+    finally:
+        writer.close()
+    if not answer:
+        msg = f"no answer to GET {path}"
+        raise ConnectionError(msg)
+    return int(answer.split(maxsplit=2)[1])

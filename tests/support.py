@@ -1,0 +1,87 @@
+"""What several test modules say about a pool: the identities, and waiting for what is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from poolwatch import PoolSnapshot, Watch
+    from poolwatch.demo.servers import MariaDB
+
+DEADLINE = 20.0
+
+
+def assert_books(snapshot: PoolSnapshot) -> None:
+    """Assert the identities that a snapshot of a quiet pool owes, all but the one about the server."""
+    checked_out = snapshot.connections["checked_out"]
+    checkouts, durations = snapshot.checkouts_total, snapshot.checkout_duration_seconds
+    assert checkouts == snapshot.hold_duration_seconds.count + checked_out
+    assert snapshot.connects_total - sum(snapshot.closes_total.values()) == sum(snapshot.connections.values())
+    assert sum(snapshot.reconnects_total.values()) <= snapshot.connects_total
+    assert durations is not None
+    assert snapshot.checkout_failures_total is not None
+    assert durations.count == checkouts + snapshot.checkout_failures_total["timeout"]
+    assert sum(snapshot.timeout_risk_connections.values()) == sum(snapshot.connections.values())
+    assert snapshot.pending_checkouts == 0
+    assert snapshot.internal_errors_total == 0
+
+
+async def assert_true_on(server: MariaDB, watched: Watch, *, beside: int = 0) -> PoolSnapshot:
+    """Assert every identity, and that the server has this many connections of ours, less dead ones.
+
+    *beside*: connections of ours that are no longer the pool's: detached, or lying in an abandoned pool.
+    """
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    alive = sum(snapshot.connections.values()) - snapshot.connections["dead"] + beside
+    # The server takes a moment to notice that a socket was closed.
+    await until(lambda: len(server.connections()) == alive, f"{alive} connections on the server")
+    return snapshot
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for *condition*; an AssertionError names *what* never came."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        await asyncio.sleep(0.005)
+
+
+async def run(connection: AsyncConnection, statement: str) -> object:
+    """Run *statement* and return the first column of its first row."""
+    return (await connection.execute(text(statement))).scalar()
+
+
+async def use(engine: AsyncEngine, statement: str = "SELECT 1") -> object:
+    """Check a connection out, run *statement*, give the connection back."""
+    async with engine.connect() as connection:
+        return await run(connection, statement)
+
+
+async def fill(engine: AsyncEngine, connections: int) -> list[int]:
+    """Leave *connections* idle in the pool; return their ids on the server."""
+    held = [await engine.connect() for _ in range(connections)]
+    ids = [await run(each, "SELECT CONNECTION_ID()") for each in held]
+    for each in held:
+        await each.close()
+    return [number for number in ids if isinstance(number, int)]
+
+
+def moved(counts: object) -> dict[object, int]:
+    """Return the entries of a labelled counter that are not 0."""
+    assert isinstance(counts, dict)
+    return {key: value for key, value in counts.items() if value}
+
+
+def age(watched: Watch, seconds: float) -> None:
+    """Make every open connection *seconds* older by SQLAlchemy's own clock."""
+    for slot in watched._ledger.slots.values():
+        slot.record().starttime -= seconds

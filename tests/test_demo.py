@@ -1,0 +1,261 @@
+"""The demonstration: what it shows, and that nothing of it stays, however it ends."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from poolwatch.catalog import CATALOG
+from poolwatch.demo import __main__ as demo
+from poolwatch.demo import app, servers, status, traffic
+from poolwatch.demo.servers import poll
+from poolwatch.demo.terminal import LogTail, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SECONDS = 60.0
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return an empty directory where temporary ones are made; short, because a socket's path must be."""
+    # That one is not to be made in this one.
+    assert tmp_path.exists()
+    with tempfile.TemporaryDirectory(prefix="pw") as path:
+        monkeypatch.setenv("TMPDIR", path)
+        monkeypatch.setattr(tempfile, "tempdir", path)
+        yield Path(path)
+
+
+class Run:
+    """The demonstration as a process of its own, whose output, stderr included, goes to *output*."""
+
+    def __init__(self, output: Path, *arguments: str) -> None:
+        self._output = output
+        with output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "poolwatch.demo", *arguments], stdout=file, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(_SECONDS)
+
+    def text(self) -> str:
+        """Return what it has printed so far."""
+        return self._output.read_text()
+
+    def await_match(self, pattern: str) -> re.Match[str]:
+        """Return the first match of *pattern* in its output; fails when it ends, or takes too long, without."""
+        deadline = time.monotonic() + _SECONDS
+        while True:
+            alive = self.process.poll() is None
+            found = re.search(pattern, self.text(), re.MULTILINE)
+            if found is not None:
+                return found
+            assert alive, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.02)
+
+
+def leftovers(directory: Path) -> list[str]:
+    """Return the files below *directory* and the command lines that name it."""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if f"{directory}/" in command:
+            commands.append(command)
+    return [*map(str, directory.iterdir()), *commands]
+
+
+def test_it_shows_a_watched_application_until_ctrl_c_is_pressed_twice(scratch: Path, tmp_path: Path) -> None:
+    """The printed addresses answer with every family and the alert, and the second Ctrl-C breaks no cleaning up."""
+    with Run(tmp_path / "output") as run:
+        url = run.await_match(r"^ +metrics +(http://127\.0\.0\.1:\d+/metrics)$")[1]
+        prometheus = run.await_match(r"^ +Prometheus +(http://127\.0\.0\.1:\d+) ")[1]
+        run.await_match(r"^\d\d:\d\d:\d\d .* of 20 s ")
+        families = {family.name for family in text_string_to_metric_families(status.scrape(url))}
+        assert families >= {metric.name.removesuffix("_total") for metric in CATALOG if not metric.optional}
+        assert "SQLAlchemyPoolConnectionsNearServerTimeout" in status.scrape(f"{prometheus}/api/v1/rules")
+        assert poll(lambda: "sqlalchemy_pool_checkouts_total" in status.scrape(f"{prometheus}/api/v1/metadata"))
+        assert len(leftovers(scratch)) == 4
+        run.process.send_signal(signal.SIGINT)
+        run.await_match("^Stopping")
+        run.process.send_signal(signal.SIGINT)
+        assert run.process.wait(_SECONDS) == 0
+        assert run.text().endswith("files are gone.\n")
+        assert "Traceback" not in run.text()
+    assert leftovers(scratch) == []
+
+
+@pytest.mark.parametrize("wished", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["^Starting", r"^\d\d:\d\d:\d\d "])
+def test_a_signal_leaves_nothing(scratch: Path, tmp_path: Path, wished: signal.Signals, moment: str) -> None:
+    """While the servers start as well as later, a signal ends everything in order."""
+    with Run(tmp_path / "output") as run:
+        run.await_match(moment)
+        run.process.send_signal(wished)
+        assert run.process.wait(_SECONDS) == 0
+        assert "Traceback" not in run.text()
+        assert "failed" not in run.text().partition("connections  ")[0]
+    assert leftovers(scratch) == []
+
+
+def test_a_reader_that_goes_away_ends_it(scratch: Path) -> None:
+    """When nobody reads its output any more it ends without complaint, as after `| head`."""
+    command = [sys.executable, "-m", "poolwatch.demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(_SECONDS) == 0
+        assert process.stderr.read() == b""
+    assert leftovers(scratch) == []
+
+
+def test_the_story_is_told(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections near their limit, die, fail the next users and are replaced; with a limit of 2 s for the test."""
+    monkeypatch.setattr(demo, "WAIT_TIMEOUT", 2)
+    monkeypatch.setattr(demo, "_LINE_SECONDS", 0.1)
+    monkeypatch.setattr(traffic, "_LULLS", ((3.0, 3.0),))
+    stop = Stop()
+    chapters = [r" of 2 s +0 +[1-9]", r"quiet +\d+s +0 +0 +0 +[1-9] ", r"requests .*[1-9]\d*  \d+ disconnect"]
+
+    def listen(text: str, _stop: Stop) -> None:
+        if chapters and re.search(chapters[0], text):
+            del chapters[0]
+        if not chapters:
+            stop.ask()
+
+    monkeypatch.setattr(demo, "say", listen)
+    assert demo.main(["--seconds", str(_SECONDS)], stop, LogTail()) == 0
+    assert chapters == []
+    assert leftovers(scratch) == []
+
+
+def test_missing_mariadb(scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without MariaDB's programs, one line names the packages to install."""
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    assert demo.main([], Stop(), LogTail()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == (
+        "poolwatch demo: mariadb-install-db is not installed;"
+        " on Debian: apt-get install mariadb-server-core mariadb-client-core\n"
+    )
+    assert leftovers(scratch) == []
+
+
+def test_missing_uvicorn(scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without uvicorn, one line names the extra that brings it."""
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert demo.main([], Stop(), LogTail()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "poolwatch demo: uvicorn is not installed: pip install 'poolwatch[demo]'\n"
+    assert leftovers(scratch) == []
+
+
+def test_missing_prometheus(scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without Prometheus the rest runs, and the introduction says how to get it; it ends by itself when told to."""
+    find = servers.find
+
+    def find_others(program: str, package: str) -> str:
+        return find("no-such-program" if program == "prometheus" else program, package)
+
+    monkeypatch.setattr(servers, "find", find_others)
+    assert demo.main(["--seconds", "0.5"], Stop(), LogTail()) == 0
+    assert re.search("Prometheus   none: apt-get install prometheus", capsys.readouterr().out)
+    assert leftovers(scratch) == []
+
+
+def test_a_database_that_does_not_start(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the server and shows what its log says."""
+    monkeypatch.setattr(demo, "WAIT_TIMEOUT", "nonsense")
+    assert demo.main([], Stop(), LogTail()) == 1
+    assert re.match(r"poolwatch demo: mariadb did not start; .*\n(.*\n)*.*nonsense", capsys.readouterr().err)
+    assert leftovers(scratch) == []
+
+
+def test_an_application_that_does_not_start(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the application and its error, and the database that was up already goes."""
+
+    def broken(_engine: object) -> None:
+        msg = "as the test wants it"
+        raise OSError(msg)
+
+    monkeypatch.setattr(app, "make_app", broken)
+    assert demo.main([], Stop(), LogTail()) == 1
+    assert re.match(r"poolwatch demo: the application failed: .*as the test wants it", capsys.readouterr().err)
+    assert leftovers(scratch) == []
+
+
+def test_a_line_stands_under_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure ends where its word in the header does, and a long line still fits 120 columns."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    text = "".join(
+        f'sqlalchemy_pool_{name}{{pool="app"{labels}}} {value}\n'
+        for name, labels, value in [
+            ("pending_checkouts", "", 11),
+            ("connections", ',state="checked_out"', 12),
+            ("connections", ',state="idle"', 13),
+            ("connections", ',state="dead"', 14),
+            ("connections_limit", "", 15),
+            ("next_deadline_timestamp_seconds", ',state="idle",protected="true"', 1007),
+            ("next_deadline_timestamp_seconds", ',state="idle",protected="false"', 1016),
+            ("inactivity_limit_seconds", ',source="wait_timeout"', 20),
+            ("timeout_risk_connections", ',state="idle",risk="soon"', 17),
+            ("timeout_risk_connections", ',state="idle",risk="imminent"', 10),
+            ("timeout_risk_connections", ',state="idle",risk="expired"', 8),
+            ("checkouts_total", "", 1900),
+            ("checkout_failures_total", ',reason="timeout"', 20),
+            ("reconnects_total", ',reason="disconnect"', 22),
+            ("reconnects_total", ',reason="pool_invalidated"', 23),
+            ("reconnects_total", ',reason="recycle"', 0),
+        ]
+    )
+    line = status.line(status.Metrics(text), now=1000.0, traffic="quiet  9s", errors=21)
+    assert " ".join(line.split()) == (
+        "00:16:40 quiet 9s 11 12 13 14 15 16 of 20 s 17 18 1900 20 21 23 pool_invalidated, 22 disconnect"
+    )
+    assert len(line) <= 120
+    columns = status.HEADER.splitlines()[-1]
+    figures = {"wait": 11, "out": 12, "idle": 13, "dead": 14, "max": 15, "soon": 17, "now": 18, "failed": 20}
+    for word, figure in (figures | {"done": 1900, "errors": 21}).items():
+        assert line[: re.search(rf"\b{word}\b", columns).end()].endswith(f" {figure}")  # type: ignore[union-attr]
+
+
+def test_a_signal_handler_may_ask_while_somebody_waits() -> None:
+    """A wait ends when a signal asks, and a later one does not begin."""
+    stop = Stop()
+    before = signal.signal(signal.SIGALRM, stop.ask)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert stop.wait(_SECONDS)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stop.wait(_SECONDS)

@@ -1,0 +1,136 @@
+"""What a scrape says: names, labels and values as the catalogue has them, within the budget."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from support import fill, use
+
+from poolwatch import watch
+from poolwatch.catalog import BY_FIELD, CATALOG, PREFIX
+from poolwatch.demo.servers import find
+from poolwatch.snapshot import PoolSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    MakeEngine = Callable[..., AsyncEngine]
+
+BUDGET = 250
+# Without the middleware's routes: 30 of them, with checkouts and hold seconds each.
+ROUTES = 30 * 2
+
+
+@pytest.fixture
+async def exposition(make_engine: MakeEngine, registry: CollectorRegistry) -> str:
+    """Return the text of a pool with 15 connections, all metrics on."""
+    engine = make_engine(pool_size=15)
+    watch(engine, name="orders", registry=registry, per_connection=True, inactivity_limit=350)
+    await fill(engine, 15)
+    return generate_latest(registry).decode()
+
+
+@pytest.mark.anyio
+@pytest.mark.tooling
+async def test_promtool_is_content(exposition: str) -> None:
+    """Prometheus' own linter finds nothing to say."""
+    command = [find("promtool", "prometheus"), "check", "metrics"]
+    checked = subprocess.run(command, input=exposition.encode(), capture_output=True, check=False)
+    assert (0, b"") == (checked.returncode, checked.stdout + checked.stderr)
+
+
+@pytest.mark.anyio
+async def test_follows_the_catalogue(exposition: str) -> None:
+    """Every family of the table is there with its type, help and labels; no other is."""
+    families = {family.name: family for family in text_string_to_metric_families(exposition)}
+    assert {metric.name.removesuffix("_total") for metric in CATALOG} == set(families)
+    for metric in CATALOG:
+        family = families[metric.name.removesuffix("_total")]
+        kind = "gauge" if metric.kind == "info" else metric.kind
+        assert (kind, metric.help) == (family.type, family.documentation), metric.name
+        for sample in family.samples:
+            labels = {"pool", *(label.name for label in metric.labels)}
+            assert labels == set(sample.labels) - {"le"}, metric.name
+            assert "orders" == sample.labels["pool"]
+            assert sample.value == sample.value, f"{metric.name} is NaN"  # noqa: PLR0124
+
+
+@pytest.mark.anyio
+async def test_every_label_value_from_the_start(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """Known label values exist at 0 before anything has happened, so that increase() sees the first event."""
+    engine = make_engine()
+    watch(engine, name="orders", registry=registry)
+    families = {family.name: family for family in registry.collect()}
+    for metric in CATALOG:
+        for label in metric.labels:
+            found = {sample.labels[label.name] for sample in families[metric.name.removesuffix("_total")].samples} if (
+                metric.name.removesuffix("_total") in families
+            ) else set()
+            assert set(label.values) <= found, metric.name
+            if metric.kind == "counter":
+                assert {0.0} == {sample.value for sample in families[metric.name.removesuffix("_total")].samples}
+
+
+@pytest.mark.anyio
+async def test_series_budget(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A pool of 15 connections with default arguments leaves room for 30 routes within 250 series."""
+    engine = make_engine(pool_size=15)
+    watch(engine, registry=registry)
+    await fill(engine, 15)
+    series = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+    assert len(series) + ROUTES <= BUDGET
+
+
+def test_histograms_are_small() -> None:
+    """No histogram has more than ten finite buckets."""
+    assert all(0 < len(metric.buckets) <= 10 for metric in CATALOG if metric.kind == "histogram")
+
+
+def test_snapshot_has_the_catalogues_fields() -> None:
+    """Every family is a field of the snapshot and every field is a family."""
+    assert set(BY_FIELD) == set(PoolSnapshot.__dataclass_fields__)
+    assert all(metric.name.startswith(PREFIX) for metric in CATALOG)
+
+
+@pytest.mark.anyio
+async def test_slots(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A slot's number is the smallest free one, stays while its connection lives, and is given out again."""
+    engine = make_engine(pool_size=2, max_overflow=1)
+    watched = watch(engine, registry=registry, per_connection=True)
+    first, second = await engine.connect(), await engine.connect()
+    assert {"0", "1"} == set(watched.snapshot().connection_created_timestamp_seconds)
+    created = watched.snapshot().connection_created_timestamp_seconds["1"]
+    await first.invalidate()
+    await first.close()
+    assert {"1": created} == watched.snapshot().connection_created_timestamp_seconds
+    await use(engine)
+    assert {"0", "1"} == set(watched.snapshot().connection_created_timestamp_seconds)
+    assert created == watched.snapshot().connection_created_timestamp_seconds["1"]
+    await second.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ['quo"te', "back\\slash", "new\nline", "ünïcode", "{}", "a" * 300])
+async def test_hostile_names(make_engine: MakeEngine, registry: CollectorRegistry, name: str) -> None:
+    """Whatever a pool is called, the text parses and gives the name back."""
+    engine = make_engine()
+    watch(engine, name=name, registry=registry)
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    assert {name} == {sample.labels["pool"] for family in families for sample in family.samples}
+
+
+@pytest.mark.anyio
+async def test_no_secret(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """Neither user nor password nor URL is in the text or in what a Watch says of itself."""
+    engine = make_engine(pool_logging_name="orders")
+    watched = watch(engine, registry=registry)
+    await use(engine)
+    for text in (generate_latest(registry).decode(), repr(watched), str(watched.snapshot())):
+        assert "app:app" not in text
+        assert "mysql+aiomysql" not in text

@@ -1,0 +1,122 @@
+"""The books: folding, clocks that jump, writers that find the lock taken."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from poolwatch.ledger import FOLD_AT, Ledger, Slot
+
+
+class Record:
+    """Stands for SQLAlchemy's record: something that can be referred to weakly."""
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Return the monotonic clock."""
+    return Clock(100.0)
+
+
+@pytest.fixture
+def wall() -> Clock:
+    """Return the wall clock."""
+    return Clock(1_000_000.0)
+
+
+@pytest.fixture
+def ledger(clock: Clock, wall: Clock) -> Ledger:
+    """Return books of those clocks."""
+    return Ledger(clock=clock, wall=wall)
+
+
+RECORD = Record()
+
+
+@pytest.fixture
+def slot(ledger: Ledger) -> Slot:
+    """Return a slot with an open connection."""
+    made = Slot(RECORD, RECORD, ledger.serial())
+    ledger.opened(made, ledger.wall())
+    return made
+
+
+def test_lifetime_and_reason(ledger: Ledger, slot: Slot, clock: Clock) -> None:
+    """A close is booked once, with its age and reason, and the next connection is a reconnect for that reason."""
+    clock.now += 5
+    ledger.closed(slot, "recycle")
+    ledger.closed(slot, "disposed")
+    ledger.opened(slot, ledger.wall())
+    counts, durations, _ = ledger.read()
+    assert (1, 0) == (counts["closes_total", "recycle"], counts["closes_total", "disposed"])
+    assert (1, 5.0) == (
+        durations["connection_lifetime_seconds"].count,
+        durations["connection_lifetime_seconds"].sum,
+    )
+    assert (2, 1) == (counts["connects_total",], counts["reconnects_total", "recycle"])
+
+
+@pytest.mark.parametrize("reason", ["overflow", "disposed", "leaked", "reset_failed"])
+def test_not_every_close_makes_a_reconnect(ledger: Ledger, slot: Slot, reason: str) -> None:
+    """A connection that follows one that was not wanted any more is no reconnect."""
+    ledger.closed(slot, reason)
+    ledger.opened(slot, ledger.wall())
+    counts, _, _ = ledger.read()
+    assert [] == [key for key in counts if key[0] == "reconnects_total"]
+
+
+def test_clock_that_goes_back(ledger: Ledger, slot: Slot, clock: Clock) -> None:
+    """A duration is never negative."""
+    ledger.handed_out(slot, clock())
+    clock.now -= 50
+    ledger.given_back(slot, clock())
+    _, durations, _ = ledger.read()
+    assert (1, 0.0) == (durations["hold_duration_seconds"].count, durations["hold_duration_seconds"].sum)
+
+
+def test_moments_follow_the_wall_clock(ledger: Ledger, wall: Clock) -> None:
+    """A wall clock that is set moves every moment; its microseconds do not."""
+    assert 1_000_000.0 == ledger.moment(100.0)
+    wall.now += 0.001
+    assert 1_000_000.0 == ledger.moment(100.0)
+    wall.now += 3600
+    assert pytest.approx(1_003_600.001) == ledger.moment(100.0)
+
+
+def test_a_long_backlog_is_folded_by_its_writer(ledger: Ledger) -> None:
+    """Without any reader the backlog stays short."""
+    for _ in range(3 * FOLD_AT):
+        ledger.count("connects_total")
+        assert len(ledger._events) <= FOLD_AT
+    assert 3 * FOLD_AT == ledger.read()[0]["connects_total",]
+
+
+def test_a_writer_never_waits(ledger: Ledger) -> None:
+    """A writer that finds somebody folding goes on, in another thread or in the same one, and nothing is lost."""
+    with ledger._lock:
+        for _ in range(FOLD_AT + 5):
+            ledger.count("connects_total")
+        other = threading.Thread(target=ledger.count, args=("connects_total",))
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+    assert FOLD_AT + 6 == ledger.read()[0]["connects_total",]
+
+
+def test_first_trouble_is_kept(ledger: Ledger) -> None:
+    """Every error of our own is counted, the first is told."""
+    ledger.trouble("first")
+    ledger.trouble("second")
+    counts, _, trouble = ledger.read()
+    assert (2, "first") == (counts["internal_errors_total",], trouble)

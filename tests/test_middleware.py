@@ -1,0 +1,312 @@
+"""The middleware: what it answers, what it passes on untouched, and when it watches."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+
+from poolwatch import ArgumentError, ArgumentTypeError, PoolWatchMiddleware, watch
+from poolwatch.watch import watches
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from starlette.requests import Request
+    from starlette.websockets import WebSocket
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def engine() -> AsyncEngine:
+    """Return an engine that is never connected."""
+    return create_async_engine("mysql+aiomysql://app:secret@127.0.0.1:1/shop")
+
+
+async def hello(_request: Request) -> PlainTextResponse:
+    """Answer a request of the application's."""
+    return PlainTextResponse("hello")
+
+
+def application(**options: Any) -> Starlette:
+    """Return an application with the middleware."""
+    app = Starlette(routes=[Route("/", hello), Route("/metrics/more", hello)])
+    app.add_middleware(PoolWatchMiddleware, **options)
+    return app
+
+
+def client(app: Any, root_path: str = "") -> httpx.AsyncClient:
+    """Return a client of *app* without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, root_path=root_path), base_url="http://test")
+
+
+@pytest.fixture
+async def http(engine: AsyncEngine, registry: CollectorRegistry) -> AsyncIterator[httpx.AsyncClient]:
+    """Return a client of an application in the one-line form."""
+    async with client(application(engine=engine, registry=registry)) as made:
+        yield made
+
+
+async def test_text(http: httpx.AsyncClient) -> None:
+    """Plain text is the default, and it parses."""
+    answer = await http.get("/metrics")
+    assert 200 == answer.status_code
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = {family.name for family in parse_text(answer.text)}
+    assert {"sqlalchemy_pool_connections", "sqlalchemy_pool_checkouts"} <= families
+
+
+async def test_openmetrics(http: httpx.AsyncClient) -> None:
+    """OpenMetrics is negotiated, and it parses strictly."""
+    answer = await http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert "sqlalchemy_pool_connections" in {family.name for family in parse_openmetrics(answer.text)}
+
+
+async def test_gzip(http: httpx.AsyncClient) -> None:
+    """Compression is negotiated."""
+    async with http.stream("GET", "/metrics", headers={"accept-encoding": "gzip"}) as answer:
+        assert "gzip" == answer.headers["content-encoding"]
+        raw = b"".join([chunk async for chunk in answer.aiter_raw()])
+    assert b"sqlalchemy_pool_size" in gzip.decompress(raw)
+    plain = await http.get("/metrics", headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+
+
+async def test_chosen_names(http: httpx.AsyncClient) -> None:
+    """name[] restricts the answer."""
+    answer = await http.get("/metrics", params={"name[]": "sqlalchemy_pool_size"})
+    assert ["sqlalchemy_pool_size"] == [family.name for family in parse_text(answer.text)]
+
+
+async def test_head(http: httpx.AsyncClient) -> None:
+    """HEAD has the headers of GET and no body."""
+    answer = await http.head("/metrics")
+    assert (200, b"") == (answer.status_code, answer.content)
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+async def test_other_methods(http: httpx.AsyncClient, method: str) -> None:
+    """Other methods are refused, and told which are not."""
+    answer = await http.request(method, "/metrics")
+    assert (405, "GET, HEAD") == (answer.status_code, answer.headers["allow"])
+
+
+@pytest.mark.parametrize(
+    "headers", [{"accept": "\xff\xfe"}, {"accept-encoding": "\xff"}, {"x-odd": "\xff"}, {"accept": ";;;,,="}]
+)
+async def test_odd_headers(http: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    """Headers that are no text are no error."""
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    assert 200 == (await http.get("/metrics", headers=raw)).status_code
+
+
+async def test_the_registrys_other_metrics(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """Whatever else the registry holds is served beside ours."""
+    Counter("orders", "The application's own.", registry=registry).inc()
+    async with client(application(engine=engine, registry=registry)) as http:
+        text = (await http.get("/metrics")).text
+    assert "orders_total 1.0" in text
+    assert 'sqlalchemy_pool_size{pool="shop"} 5.0' in text
+
+
+async def test_the_applications_requests_pass(http: httpx.AsyncClient) -> None:
+    """Only the one path is ours."""
+    assert ["hello", "hello"] == [(await http.get(path)).text for path in ("/", "/metrics/more")]
+    assert 404 == (await http.get("/metricsmore")).status_code
+    assert 200 == (await http.get("/metrics/")).status_code
+
+
+async def test_another_path(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """metrics_path moves it; None leaves every path to the application, and pools are watched all the same."""
+    async with client(application(engine=engine, registry=registry, metrics_path="/internal/pools/")) as http:
+        assert 200 == (await http.get("/internal/pools")).status_code
+        assert 404 == (await http.get("/metrics")).status_code
+    async with client(application(registry=registry, metrics_path=None)) as http:
+        assert 404 == (await http.get("/metrics")).status_code
+    assert 5.0 == registry.get_sample_value("sqlalchemy_pool_size", {"pool": "shop"})
+
+
+@pytest.mark.parametrize("path", ["/api/metrics", "/metrics"])
+async def test_behind_a_root_path(engine: AsyncEngine, registry: CollectorRegistry, path: str) -> None:
+    """The server's root_path is taken off, whether the server repeats it in the path or not."""
+    async with client(application(engine=engine, registry=registry), root_path="/api") as http:
+        assert 200 == (await http.get(path)).status_code
+        assert 404 == (await http.get("/apimetrics")).status_code
+
+
+async def test_inside_a_mount(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """In a mounted application the path is below the mount, whatever the tenant."""
+    inner = application(engine=engine, registry=registry)
+    outer = Starlette(routes=[Mount("/{tenant}/api", app=inner)])
+    async with client(outer) as http:
+        assert 200 == (await http.get("/blue/api/metrics")).status_code
+        assert "hello" == (await http.get("/blue/api/")).text
+        assert 404 == (await http.get("/metrics")).status_code
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_authorize(registry: CollectorRegistry, engine: AsyncEngine, *, sync: bool) -> None:
+    """A false answer is a 403 for the metrics alone."""
+
+    def allowed(scope: Any) -> bool:
+        return (b"authorization", b"Bearer right") in scope["headers"]
+
+    async def allowed_later(scope: Any) -> bool:
+        return allowed(scope)
+
+    app = application(engine=engine, registry=registry, authorize=allowed if sync else allowed_later)
+    async with client(app) as http:
+        assert 403 == (await http.get("/metrics")).status_code
+        assert 403 == (await http.head("/metrics", headers={"authorization": "Bearer wrong"})).status_code
+        assert 200 == (await http.get("/metrics", headers={"authorization": "Bearer right"})).status_code
+        assert "hello" == (await http.get("/")).text
+
+
+class Events:
+    """A server's side of an ASGI conversation: what it says, and what it hears."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self._events = iter(events)
+        self.sent: list[str] = []
+        self.messages: list[Any] = []
+
+    async def receive(self) -> dict[str, Any]:
+        """Say the next thing."""
+        return next(self._events)
+
+    async def send(self, message: Any) -> None:
+        """Hear."""
+        self.sent.append(message["type"])
+        self.messages.append(message)
+
+
+async def test_lifespan(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """The lifespan passes; what the middleware watched is closed at its end, what somebody else did is not."""
+    other = create_async_engine("mysql+aiomysql://127.0.0.1:1/other")
+    kept = watch(other, registry=registry)
+    app = application(engines=[engine, other], registry=registry)
+    events = Events({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+    await app({"type": "lifespan", "app": app, "state": {}}, events.receive, events.send)
+    assert ["lifespan.startup.complete", "lifespan.shutdown.complete"] == events.sent
+    assert [kept] == watches(registry)
+    # A server that goes on is served as at the beginning.
+    async with client(app) as http:
+        await http.get("/")
+    assert ["other", "shop"] == sorted(each.name for each in watches(registry))
+
+
+async def test_untouched(registry: CollectorRegistry) -> None:
+    """Lifespan, websockets and requests reach the application with the server's own callables."""
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope, receive, send))
+
+    middleware = PoolWatchMiddleware(app, registry=registry)
+    for kind in ("lifespan", "websocket", "http"):
+        events = Events()
+        scope = {"type": kind, "path": "/metrics" if kind == "websocket" else "/", "method": "GET"}
+        await middleware(scope, events.receive, events.send)
+        assert (scope, events.receive, events.send) == seen.pop()
+
+
+async def test_websocket(registry: CollectorRegistry, engine: AsyncEngine) -> None:
+    """A websocket at the metrics' own path is the application's."""
+
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    app = Starlette(routes=[WebSocketRoute("/metrics", echo)])
+    app.add_middleware(PoolWatchMiddleware, engine=engine, registry=registry)
+    events = Events({"type": "websocket.connect"})
+    scope = {"type": "websocket", "path": "/metrics", "headers": [], "query_string": b"", "app": app}
+    await app(scope, events.receive, events.send)
+    assert ["websocket.accept", "websocket.close"] == events.sent
+
+
+async def test_startup_fails_loudly(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """A pool that cannot be watched stops the server's start with the reason, and no later request."""
+    Gauge("sqlalchemy_pool_size", "Somebody else's.", registry=registry)
+    app = application(engine=engine, registry=registry)
+    events = Events({"type": "lifespan.startup"})
+    await app({"type": "lifespan", "app": app, "state": {}}, events.receive, events.send)
+    (message,) = events.messages
+    assert "lifespan.startup.failed" == message["type"]
+    assert "sqlalchemy_pool_size" in message["message"]
+
+
+async def test_without_a_lifespan_nobody_fails(
+    engine: AsyncEngine, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no lifespan came first, a pool that cannot be watched is logged once and requests are served."""
+    Gauge("sqlalchemy_pool_size", "Somebody else's.", registry=registry)
+    async with client(application(engine=engine, registry=registry)) as http:
+        assert ["hello", "hello"] == [(await http.get("/")).text for _ in range(2)]
+    assert [logging.ERROR] == [each.levelno for each in caplog.records if each.name == "poolwatch"]
+
+
+async def test_nothing_watched(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """A scrape that finds no pool says once what is missing."""
+    async with client(application(registry=registry)) as http:
+        for _ in range(2):
+            assert 200 == (await http.get("/metrics")).status_code
+    (record,) = [each for each in caplog.records if each.name == "poolwatch"]
+    assert "watch(engine)" in record.getMessage()
+
+
+async def test_several_engines_with_names(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """A mapping gives engines their names."""
+    other = create_async_engine("mysql+aiomysql://127.0.0.1:1/shop")
+    async with client(application(engines={"orders": engine, "stock": other}, registry=registry)) as http:
+        await http.get("/")
+    assert ["orders", "stock"] == sorted(each.name for each in watches(registry))
+
+
+def test_constructor_does_nothing(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """Frameworks construct middleware more than once; nothing is watched or registered by that."""
+    for _ in range(3):
+        PoolWatchMiddleware(hello, engine=engine, registry=registry)  # type: ignore[arg-type]
+    assert [] == watches(registry)
+    assert [] == list(registry.collect())
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "word"),
+    [
+        ({"engine": "mysql://"}, ArgumentTypeError, "engine"),
+        ({"engines": "mysql://"}, ArgumentTypeError, "engines"),
+        ({"engines": [None]}, ArgumentTypeError, "engine"),
+        ({"engines": 5}, ArgumentTypeError, "engines"),
+        ({"metrics_path": "metrics"}, ArgumentError, "metrics_path"),
+        ({"metrics_path": "/"}, ArgumentError, "metrics_path"),
+        ({"metrics_path": "/metrics?x"}, ArgumentError, "metrics_path"),
+        ({"metrics_path": 5}, ArgumentTypeError, "metrics_path"),
+        ({"registry": None}, ArgumentTypeError, "registry"),
+        ({"authorize": "token"}, ArgumentTypeError, "authorize"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], kind: type[Exception], word: str) -> None:
+    """The constructor refuses bad arguments by name."""
+    with pytest.raises(kind, match=word):
+        PoolWatchMiddleware(hello, **options)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_empty(engine: AsyncEngine) -> None:
+    """A name in a mapping obeys the same rules as watch()'s."""
+    with pytest.raises(ArgumentError, match="name"):
+        PoolWatchMiddleware(hello, engines={"": engine})  # type: ignore[arg-type]

@@ -1,0 +1,252 @@
+"""Every panel of the dashboard shows what really happened: a MariaDB, a served application and a Prometheus decide."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from panels_scenes import FATES, Fate, dispose, invalidate_softly
+from panels_support import PATIENCE, TARGETS, Pool, Span, Stage, quantile, staged
+from rules import ALERTS, Alert
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, OperationalError, SAWarning
+from sqlalchemy.exc import TimeoutError as NoConnectionError
+from sqlalchemy.pool import NullPool
+
+from poolwatch.catalog import BY_FIELD, PREFIX, RISKS
+from poolwatch.demo.servers import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from poolwatch.demo.servers import MariaDB
+
+pytestmark = pytest.mark.tooling
+
+@pytest.fixture(scope="module")
+def stage(mariadb: MariaDB, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Serve all pools of this module."""
+    with staged(mariadb, pools_of(request.module) + [fate.pool for fate in FATES]) as stage:
+        yield stage
+
+
+@pytest.fixture(autouse=True)
+def asked(request: pytest.FixtureRequest, stage: Stage) -> Iterator[None]:
+    """Hold each test to the queries that it declared."""
+    with asking(stage, request.function):
+        yield
+
+
+def test_every_query_has_a_test(request: pytest.FixtureRequest) -> None:
+    """Protects panels to come: one that no test below declares fails here."""
+    assert TARGETS.keys() - LIMITS == declared(request.module)
+
+
+FULL = Pool("full", options={"pool_size": 1, "max_overflow": 1})
+HALF = Pool("half", options={"pool_size": 3, "max_overflow": 1})
+ENDLESS = Pool("endless", options={"pool_size": 5, "max_overflow": -1})
+
+
+@shows(
+    "Callers waiting A",
+    "Callers waiting, by pool A",
+    "Fullest process A",
+    "Share of the limit, fullest process A",
+    "Connections, against the limit E",
+    "Connections, against the limit F",
+)
+def test_a_full_pool(stage: Stage) -> None:
+    """Protects the view of who waits, of the fullest pool and of its limits; no limit is neither full nor drawn."""
+    pools = (HALF, FULL, ENDLESS)
+    taken = [*stage.take(FULL, 2), *stage.take(HALF, 2), *stage.take(ENDLESS, 2)]
+    callers = [stage.begin(connected, FULL) for _ in range(3)]
+    assert poll(lambda: stage.snapshot(FULL).pending_checkouts == 3, seconds=PATIENCE)
+    stage.scraped()
+    assert {"": 3} == stage.ask("Callers waiting A")
+    assert {"full": 3, "half": 0, "endless": 0} == stage.ask("Callers waiting, by pool A", *pools)
+    assert {"full": 1} == stage.ask("Fullest process A", *pools)
+    assert {"half": 0.5} == stage.ask("Fullest process A", HALF, ENDLESS)
+    assert {"full": 1, "half": 0.5, "endless": 0} == stage.ask("Share of the limit, fullest process A", *pools)
+    assert {"": 9} == stage.ask("Connections, against the limit E", *pools)
+    assert {"": 6} == stage.ask("Connections, against the limit F", *pools)
+    for caller in callers:
+        caller.cancel()
+    stage.give_back(taken)
+    assert {"": 0} == stage.until({"": 0}, "Callers waiting A")
+    assert {"full": 0} == stage.until({"full": 0}, "Share of the limit, fullest process A", FULL)
+
+
+async def connected(engine: AsyncEngine) -> None:
+    """Take a connection and give it back."""
+    async with engine.connect():
+        pass
+
+
+BUSY = Pool("busy", options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.3})
+REFUSED = Pool("refused", reachable=False)
+IMPATIENT = Pool("impatient", options={"pool_size": 1, "max_overflow": 0})
+
+
+@shows(
+    "Checkouts that fail A",
+    "Failed or queueing checkouts A",
+    "Failed or queueing checkouts B",
+    *(f"Time to get a connection {letter}" for letter in "ABC"),
+    "Invalidations, leaks, errors C",
+)
+def test_callers_who_get_no_connection(stage: Stage) -> None:
+    """Protects the count of failed checkouts, each under its own reason, and the time that callers lost."""
+    stage.take(IMPATIENT)
+    caller = stage.begin(connected, IMPATIENT)
+    assert poll(lambda: stage.snapshot(IMPATIENT).pending_checkouts == 1, seconds=PATIENCE)
+    caller.cancel()
+    stage.take(BUSY)
+    for _ in range(3):
+        with pytest.raises(NoConnectionError):
+            stage.take(BUSY)
+    for _ in range(2):
+        with pytest.raises(OperationalError):
+            stage.take(REFUSED)
+    stage.scraped()
+    reasons = {"busy timeout": 3, "refused connect": 2, "impatient cancelled": 1}
+    for pool, (reason, count) in zip((BUSY, REFUSED, IMPATIENT), reasons.items(), strict=True):
+        assert {reason} == stage.raised("Failed or queueing checkouts A", pool)
+        assert {reason: count} == stage.raw("checkout_failures_total", pool)
+    assert set(reasons) == stage.raised("Failed or queueing checkouts A", BUSY, REFUSED, IMPATIENT, PINGED)
+    assert {"busy", "impatient"} == stage.raised("Failed or queueing checkouts B", BUSY, REFUSED, IMPATIENT)
+    assert {"busy": 3} == stage.raw("checkout_waits_total", BUSY)
+    assert {"refused"} == stage.raised("Invalidations, leaks, errors C", BUSY, REFUSED, IMPATIENT)
+    assert {"refused": 2} == stage.raw("connect_failures_total", REFUSED)
+    for share, pools in ((3 / 4, [BUSY]), (1, [REFUSED]), (6 / 8, [BUSY, REFUSED, IMPATIENT]), (0, [DOOMED])):
+        assert {"": pytest.approx(share)} == stage.ask("Checkouts that fail A", *pools)
+    durations = stage.snapshot(BUSY).checkout_duration_seconds
+    assert durations is not None
+    for letter, share in {"A": 0.5, "B": 0.95, "C": 0.99}.items():
+        shown = stage.ask(f"Time to get a connection {letter}", BUSY, REFUSED)
+        assert {"busy": pytest.approx(quantile(share, durations))} == shown
+        assert shown["busy"] > 0.25
+
+
+STATES = Pool("states")
+RECYCLED = Pool("recycled", options={"pool_recycle": 600})
+
+
+@shows(*(f"Connections, against the limit {letter}" for letter in "ABCD"))
+def test_connections_by_state(stage: Stage) -> None:
+    """Protects the stack of states: held, fit, condemned by age or by hand, and closed by the server."""
+    stage.use(RECYCLED)
+    stage.pass_time(RECYCLED, 601)
+    _, condemned, idle, doomed = taken = stage.take(STATES, 4)
+    number = stage.identify(doomed)
+    invalidate_softly(condemned)
+    stage.give_back([condemned, idle, doomed])
+    stage.mariadb.kill(number)
+    for letter in "ABCD":
+        panel = f"Connections, against the limit {letter}"
+        assert {"": 1} == stage.until({"": 1}, panel, STATES), letter
+        present = {"": letter == "C"}
+        assert present == stage.until(present, panel, RECYCLED), letter
+    stage.give_back(taken)
+
+
+AGED = Pool("aged")
+
+
+@shows("Idle time at checkout, and limits A", *(f"Connection age {x}" for x in "ABCD"), "Oldest connection A")
+def test_times(stage: Stage) -> None:
+    """Protects the ages and idle times, and that what never happened is absent instead of NaN."""
+    stage.use(AGED)
+    stage.pass_time(AGED, 100)
+    stage.use(AGED)
+    stage.do(dispose, AGED)
+    opened = during(stage.use, AGED)
+    younger = during(stage.use, YOUNGER)
+    stage.scraped()
+    # One observation of 100 s, in the bucket from 60 to 300.
+    assert {"aged": pytest.approx(60 + 0.99 * 240)} == stage.ask("Idle time at checkout, and limits A", AGED, YOUNGER)
+    for letter, share in {"B": 0.5, "C": 0.95}.items():
+        expected = {"aged": pytest.approx(60 + share * 240)}
+        assert expected == stage.ask(f"Connection age {letter}", AGED, YOUNGER)
+    oldest = stage.ask("Connection age A", AGED, YOUNGER, REFUSED, around="time() - ({})")
+    assert {"aged", "younger"} == oldest.keys()
+    assert opened.holds(oldest["aged"])
+    assert younger.holds(oldest["younger"])
+    first = stage.ask("Oldest connection A", YOUNGER, AGED, around="time() - ({})")
+    assert {"aged": oldest["aged"]} == first
+    assert {} == stage.ask("Oldest connection A", REFUSED)
+    assert {"younger": 3600} == stage.ask("Connection age D", AGED, YOUNGER)
+
+
+YOUNGER = Pool("younger", options={"pool_recycle": 3600})
+
+
+@pytest.fixture(scope="module")
+def ended(stage: Stage) -> None:
+    """Let connections end in every way that the library tells apart, each in a pool of its own."""
+    for fate in FATES:
+        fate.act(stage, fate.pool)
+        stage.use(fate.pool)
+    stage.scraped()
+
+
+@pytest.mark.parametrize("fate", FATES, ids=lambda fate: fate.pool.name)
+@shows(
+    "Closes, by reason A",
+    "Reconnects, by reason A",
+    "Reconnects, by reason B",
+    "Invalidations, leaks, errors A",
+    "Invalidations, leaks, errors B",
+)
+@pytest.mark.usefixtures("ended")
+def test_why_connections_end(stage: Stage, fate: Fate) -> None:
+    """Protects the reasons: what happened shows under its own name, once each time, and nothing else does."""
+    pool = fate.pool
+    for panel, family, counts in (
+        ("Closes, by reason A", "closes_total", fate.closes),
+        ("Reconnects, by reason A", "reconnects_total", fate.reconnects),
+        ("Invalidations, leaks, errors A", "invalidations_total", fate.invalidations),
+    ):
+        reasons = BY_FIELD[family].labels[0].values
+        expected = {_row(family, pool.name, reason): count for reason, count in counts.items()}
+        assert {_row(family, pool.name, reason) for reason in reasons} == stage.ask(panel, pool).keys()
+        assert expected.keys() == stage.raised(panel, pool)
+        assert expected == stage.raw(family, pool)
+    assert {pool.name} == stage.raised("Reconnects, by reason B", pool)
+    leaks = {pool.name: 1} if "leaked" in fate.closes else {}
+    assert leaks.keys() == stage.raised("Invalidations, leaks, errors B", pool)
+    assert leaks == stage.raw("leaks_total", pool)
+
+
+def _row(family: str, pool: str, value: str) -> str:
+    # Values stand in the order of the labels' names.
+    names = sorted(("pool", BY_FIELD[family].labels[0].name))
+    return " ".join(pool if name == "pool" else value for name in names)
+
+
+FAULTY = Pool("faulty")
+
+
+@shows("Invalidations, leaks, errors D")
+def test_an_error_of_our_own(stage: Stage) -> None:
+    """Protects users from a fault in the library that nobody sees: one that it kept to itself is drawn."""
+
+    async def interrupted(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            info = (await connection.get_raw_connection()).record_info
+            assert info is not None
+            kept = {**info}
+            assert kept
+            info.update(dict.fromkeys(kept, object()))
+            await connection.execute(text("SELECT 1"))
+            info.update(kept)
+
+    stage.do(interrupted, FAULTY)
+    stage.scraped()
+    assert {"faulty"} == stage.raised("Invalidations, leaks, errors D", FAULTY, SAFE)
+    assert {"faulty": 1} == stage.raw("internal_errors_total", FAULTY)
+
+

@@ -1,0 +1,184 @@
+"""The panels and the alert on inactivity limits show when the server closes what, and what is protected from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from panels_support import (
+    LIMITS,
+    PATIENCE,
+    TARGETS,
+    Pool,
+    Span,
+    Stage,
+    asking,
+    declared,
+    during,
+    pools_of,
+    shows,
+    staged,
+)
+from rules import ALERTS, Alert
+
+from poolwatch.demo.servers import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from poolwatch.demo.servers import MariaDB
+
+pytestmark = pytest.mark.tooling
+
+PINGED = Pool("pinged", options={"pool_pre_ping": True})
+BARE = Pool("bare")
+OPERATOR = {"inactivity_limit": 0.5}
+EXPIRED = Pool("expired", watching=OPERATOR)
+HELD = Pool("held", watching=OPERATOR)
+DOOMED = Pool("doomed", wait_timeout=8)
+NEAR = Pool("near")
+SOON = Pool("soon")
+NEAR_PINGED = Pool("near_pinged", options={"pool_pre_ping": True})
+
+
+@pytest.fixture(scope="module")
+def stage(mariadb: MariaDB, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Serve all pools of this module."""
+    with staged(mariadb, pools_of(request.module)) as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def used(stage: Stage) -> dict[Pool, Span]:
+    """Begin what takes its time before the first test; return when pools were used for the last time."""
+    stage.use_and_kill(PINGED)
+    stage.use_and_kill(BARE)
+    spans = {pool: during(stage.use, pool) for pool in (DOOMED, EXPIRED, NEAR, NEAR_PINGED, SOON)}
+    for pool, seconds in {NEAR: 950, NEAR_PINGED: 950, SOON: 800}.items():
+        stage.pass_time(pool, seconds)
+    return spans | {HELD: during(stage.take, HELD)}
+
+
+@pytest.fixture(autouse=True)
+def asked(request: pytest.FixtureRequest, stage: Stage) -> Iterator[None]:
+    """Hold each test to the queries that it declared."""
+    with asking(stage, request.function):
+        yield
+
+
+def test_every_query_has_a_test(request: pytest.FixtureRequest) -> None:
+    """Protects panels to come: one that no test below declares fails here."""
+    assert LIMITS == declared(request.module)
+
+
+KEPT = Pool("kept", wait_timeout=100)
+LATER = Pool("later", wait_timeout=200)
+LAST = Pool("last", wait_timeout=300)
+LATEST = Pool("latest", wait_timeout=400)
+RENEWED = Pool("renewed", wait_timeout=100, options={"pool_recycle": 60})
+OUT = Pool("out", wait_timeout=100)
+MOMENT = "({}) + time()"
+
+
+@shows(
+    *(f"Closed next by the server {letter}" for letter in "ABC"),
+    *(f"Share of the idle limit left {letter}" for letter in "AB"),
+    *(f"Next unprotected close in {letter}" for letter in "AB"),
+)
+def test_what_the_server_closes_next(stage: Stage, used: dict[Pool, Span]) -> None:
+    """Protects the moment and the share of each limit, the choice of the nearest, and what counts as protected."""
+    bare = (KEPT, LATER, LAST, LATEST)
+    last = {pool: during(stage.use, pool).after(pool.wait_timeout) for pool in (*bare, RENEWED)}
+    last[OUT] = during(stage.take, OUT).after(OUT.wait_timeout)
+    stage.scraped()
+    nearest = stage.ask("Closed next by the server A", *last, around=MOMENT)
+    rows = {f"{pool.name} false idle": pool for pool in (KEPT, LATER, LAST)}
+    rows |= {"out false checked_out": OUT, "renewed true idle": RENEWED}
+    assert rows.keys() == nearest.keys()
+    for row, pool in rows.items():
+        assert last[pool].holds(nearest[row]), row
+    for letter, shown in {"B": [KEPT, LATER, LAST], "C": [RENEWED]}.items():
+        row = {pool.name for pool in shown}
+        assert row == {key.split()[0] for key in stage.ask(f"Closed next by the server {letter}", *last)}
+    for panel, pool in (
+        ("Closed next by the server B", LAST),
+        ("Closed next by the server C", RENEWED),
+        ("Share of the idle limit left A", LATEST),
+        ("Share of the idle limit left B", RENEWED),
+        ("Next unprotected close in B", KEPT),
+    ):
+        assert last[pool].holds(stage.one(panel, pool, around=f"({{}}) * {pool.wait_timeout} + time()")), panel
+    assert {pool.name for pool in bare} == stage.ask("Share of the idle limit left A", *last).keys()
+    assert {RENEWED.name} == stage.ask("Share of the idle limit left B", *last).keys()
+    assert last[KEPT].holds(stage.one("Next unprotected close in A", *last, around=MOMENT))
+    assert used[EXPIRED].after(0.5).holds(stage.one("Next unprotected close in A", *last, EXPIRED, around=MOMENT))
+    for letter in "AB":
+        assert {} == stage.ask(f"Next unprotected close in {letter}", OUT, RENEWED, PINGED, BARE)
+
+
+UNREAD = Pool("unread", watching={"server_limits": False})
+SAFE = Pool("safe")
+
+
+@shows(
+    *(f"Connections by timeout risk {letter}" for letter in "ABCDEFG"),
+    *(f"At risk of a server close {letter}" for letter in "AB"),
+    "Idle time at checkout, and limits B",
+)
+def test_risk_classes(stage: Stage) -> None:
+    """Protects the classes: near a limit, past it, closed, protected from that, without a known limit, and safe."""
+    stage.use(UNREAD)
+    stage.use(SAFE)
+    classes = {
+        "A": ("dead", [BARE]),
+        "B": ("expired", [EXPIRED, HELD]),
+        "C": ("imminent", [NEAR]),
+        "D": ("soon", [SOON]),
+        "E": ("unknown", [UNREAD]),
+        "F": ("protected", [PINGED, NEAR_PINGED]),
+        "G": ("safe", [SAFE]),
+    }
+    pools = [pool for _, members in classes.values() for pool in members]
+    for letter, (name, members) in classes.items():
+        panel = f"Connections by timeout risk {letter}"
+        assert TARGETS[panel]["legendFormat"].startswith(f"{name} ")
+        expected = {pool.name: pool in members for pool in pools}
+        assert expected == stage.until(expected, panel, *pools), name
+    assert {"": 3} == stage.ask("At risk of a server close A", *pools)
+    assert {"": 1} == stage.ask("At risk of a server close B", *pools)
+    assert {"": 0} == stage.ask("At risk of a server close A", PINGED, NEAR_PINGED, SOON, SAFE, UNREAD, HELD)
+    limits = {"expired configured": 0.5, "expired wait_timeout": 1000, "safe wait_timeout": 1000}
+    assert limits == stage.ask("Idle time at checkout, and limits B", EXPIRED, SAFE, UNREAD)
+
+
+@shows(
+    "Next unprotected close in A",
+    "Connections by timeout risk A",
+    "Connections by timeout risk G",
+)
+def test_the_server_keeps_the_moment_shown(stage: Stage, used: dict[Pool, Span]) -> None:
+    """Protects the trust in the countdown: the server closes then, and not before, without a query from us."""
+    deadline = used[DOOMED].after(DOOMED.wait_timeout)
+    assert {"doomed": 1} == stage.until({"doomed": 1}, "Connections by timeout risk A", DOOMED)
+    assert {} == stage.ask("Next unprotected close in A", DOOMED)
+    for extreme in ("min", "max"):
+        around = f"{extreme}_over_time((({{}}) + time())[10m:500ms])"
+        assert deadline.holds(stage.one("Next unprotected close in A", DOOMED, around=around))
+    safe = stage.one("Connections by timeout risk G", DOOMED, around="max_over_time(({})[10m:500ms])")
+    assert safe == 1
+    seen = "min_over_time((({} == 1) * time())[10m:500ms])"
+    assert deadline.begin <= stage.one("Connections by timeout risk A", DOOMED, around=seen)
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.title)
+def test_the_alert(stage: Stage, alert: Alert) -> None:
+    """Protects sleep: it fires for what is near its limit, past it or closed, and not where pre-ping is on."""
+
+    def firing() -> set[str]:
+        query = f'ALERTS{{alertname="{alert.title}", alertstate="firing"}}'
+        return {labels["pool"] for labels, _ in stage.prometheus.query(query)}
+
+    loud = {pool.name for pool in (NEAR, EXPIRED, BARE)}
+    poll(lambda: loud <= firing(), seconds=PATIENCE)
+    quiet = {pool.name for pool in (NEAR_PINGED, PINGED, SOON, HELD, SAFE)}
+    assert loud == firing() & (loud | quiet)

@@ -1,0 +1,402 @@
+"""The books stay true whatever happens to the connections, by MariaDB's own process list."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import event, exc, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from support import age, assert_books, assert_true_on, fill, moved, run, until, use
+
+from poolwatch import watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from poolwatch.demo.servers import MariaDB
+
+    MakeEngine = Callable[..., AsyncEngine]
+
+pytestmark = [
+    pytest.mark.anyio,
+    # aiomysql complains in __del__ of connections that the server closed, and of ones that leak on purpose.
+    pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+
+async def test_ordinary_use(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A connection is opened once, used twice, and idle afterwards."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    await use(engine)
+    await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"checked_out": 0, "idle": 1, "condemned": 0, "dead": 0} == snapshot.connections
+    assert (1, 2) == (snapshot.connects_total, snapshot.checkouts_total)
+    assert (1, 2, 1) == (
+        snapshot.connect_duration_seconds.count,
+        snapshot.hold_duration_seconds.count,
+        snapshot.idle_duration_seconds.count,
+    )
+    assert {} == moved(snapshot.closes_total)
+
+
+async def test_held_connections(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A held connection counts as checked out and the moment it was taken is exported."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    async with engine.connect() as connection:
+        await run(connection, "SELECT 1")
+        snapshot = await assert_true_on(mariadb, watched)
+        assert 1 == snapshot.connections["checked_out"]
+        assert (
+            snapshot.oldest_connection_timestamp_seconds
+            <= snapshot.longest_hold_timestamp_seconds
+            <= watched._ledger.wall()
+        )
+    assert float("inf") == watched.snapshot().longest_hold_timestamp_seconds
+
+
+async def test_overflow(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """Connections above pool_size are closed when they come back, for that reason."""
+    engine = make_engine(pool_size=1, max_overflow=2)
+    watched = watch(engine, registry=registry)
+    await fill(engine, 3)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"overflow": 2} == moved(snapshot.closes_total)
+    assert 1 == snapshot.connections["idle"]
+    assert (1.0, 3.0) == (snapshot.size, snapshot.connections_limit)
+    assert 2 == snapshot.connection_lifetime_seconds.count
+
+
+async def test_killed_while_idle(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A killed connection is dead before anybody uses it; the user who meets it condemns the others."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    first, *_ = await fill(engine, 3)
+    mariadb.kill(first)
+    await until(lambda: watched.snapshot().connections["dead"] == 1, "a dead connection")
+    assert 1 == (await assert_true_on(mariadb, watched)).timeout_risk_connections["idle", "dead"]
+    with pytest.raises(exc.OperationalError):
+        await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"idle": 0, "condemned": 2} == {key: snapshot.connections[key] for key in ("idle", "condemned")}
+    assert 2 == snapshot.timeout_risk_connections["idle", "safe"]
+    for _ in range(3):
+        await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"disconnect": 1, "pool_invalidated": 2} == moved(snapshot.closes_total)
+    assert {"disconnect": 1, "pool_invalidated": 2} == moved(snapshot.reconnects_total)
+    assert {"hard": 1, "soft": 0, "pool": 1} == snapshot.invalidations_total
+
+
+async def test_killed_with_pre_ping(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """With pre-ping nobody meets a killed connection, and the books say that the ping found it."""
+    engine = make_engine(pool_pre_ping=True)
+    watched = watch(engine, registry=registry)
+    first, *_ = await fill(engine, 2)
+    mariadb.kill(first)
+    await until(lambda: watched.snapshot().connections["dead"] == 1, "a dead connection")
+    assert 1 == watched.snapshot().timeout_risk_connections["idle", "protected"]
+    await use(engine)
+    await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"pre_ping": 1, "pool_invalidated": 1} == moved(snapshot.closes_total)
+    assert {"hard": 1, "soft": 0, "pool": 1} == snapshot.invalidations_total
+    assert "true" == snapshot.info["pre_ping"]
+
+
+async def test_killed_while_held(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """The statement that meets a killed connection closes it, and its hold ends."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    async with engine.connect() as connection:
+        number = await run(connection, "SELECT CONNECTION_ID()")
+        assert isinstance(number, int)
+        mariadb.kill(number)
+        with pytest.raises(exc.OperationalError):
+            await run(connection, "SELECT 1")
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"disconnect": 1} == moved(snapshot.closes_total)
+    assert (1, 0) == (snapshot.hold_duration_seconds.count, sum(snapshot.connections.values()))
+
+
+async def test_wait_timeout(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A connection that the server drops after its session's wait_timeout is seen dead without a query."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def shorten(dbapi: Any, _record: Any) -> None:
+        cursor = dbapi.cursor()
+        cursor.execute("SET SESSION wait_timeout = 1")
+        cursor.close()
+
+    await use(engine)
+    assert {"wait_timeout": 1.0} == watched.snapshot().inactivity_limit_seconds
+    await until(lambda: watched.snapshot().connections["dead"] == 1, "a dead connection")
+    await assert_true_on(mariadb, watched)
+    with pytest.raises(exc.OperationalError):
+        await use(engine)
+    await use(engine)
+    assert {"disconnect": 1} == moved((await assert_true_on(mariadb, watched)).reconnects_total)
+
+
+async def test_recycle(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A connection older than pool_recycle is condemned, then replaced by the next checkout."""
+    engine = make_engine(pool_recycle=60)
+    watched = watch(engine, registry=registry)
+    await use(engine)
+    age(watched, 61)
+    assert {"idle": 0, "condemned": 1} == {
+        key: watched.snapshot().connections[key] for key in ("idle", "condemned")
+    }
+    await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"recycle": 1} == moved(snapshot.closes_total) == moved(snapshot.reconnects_total)
+    assert 60.0 == snapshot.recycle_seconds
+
+
+@pytest.mark.parametrize(
+    ("soft", "reason", "kind"), [(False, "invalidated", "hard"), (True, "soft_invalidated", "soft")]
+)
+async def test_invalidate(  # noqa: PLR0913
+    mariadb: MariaDB,
+    make_engine: MakeEngine,
+    registry: CollectorRegistry,
+    soft: bool,  # noqa: FBT001
+    reason: str,
+    kind: str,
+) -> None:
+    """invalidate() closes at once, softly at the next checkout, and says which."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    async with engine.connect() as connection:
+        await run(connection, "SELECT 1")
+        raw = await connection.get_raw_connection()
+        raw.invalidate(soft=soft)
+    await assert_true_on(mariadb, watched)
+    assert (1 if soft else 0) == watched.snapshot().connections["condemned"]
+    await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {reason: 1} == moved(snapshot.closes_total) == moved(snapshot.reconnects_total)
+    assert {kind: 1} == moved(snapshot.invalidations_total)
+
+
+async def test_dispose(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """dispose() closes what is idle; what is out at that moment stays counted until it comes back."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    await fill(engine, 3)
+    held = await engine.connect()
+    await engine.dispose()
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"disposed": 2} == moved(snapshot.closes_total)
+    assert {"checked_out": 1, "idle": 0, "condemned": 0, "dead": 0} == snapshot.connections
+    await held.close()
+    # It lies in the pool that dispose() left behind, where nobody can reach it, until that is collected.
+    snapshot = await assert_true_on(mariadb, watched, beside=1)
+    assert {"disposed": 3} == moved(snapshot.closes_total)
+    await use(engine)
+    assert 1 == watched.snapshot().connections["idle"]
+    del held
+    gc.collect()
+    await assert_true_on(mariadb, watched)
+
+
+async def test_waiting_and_timeout(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """Callers who queue are pending; one who times out is counted with the time that it cost."""
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
+    watched = watch(engine, registry=registry)
+    async with engine.connect():
+        waiting = asyncio.create_task(use(engine))
+        await until(lambda: watched.snapshot().pending_checkouts == 1, "a caller who waits")
+        with pytest.raises(exc.TimeoutError):
+            await waiting
+    snapshot = await assert_true_on(mariadb, watched)
+    assert snapshot.checkout_failures_total is not None
+    assert {"timeout": 1} == moved(snapshot.checkout_failures_total)
+    assert 1 == snapshot.checkout_waits_total
+    assert snapshot.checkout_duration_seconds is not None
+    assert 0.05 <= snapshot.checkout_duration_seconds.sum
+    assert 0.05 == snapshot.checkout_timeout_seconds
+
+
+async def test_cancelled_while_waiting(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A caller who is cancelled in the queue leaves it, and is no connection failure."""
+    engine = make_engine(pool_size=1, max_overflow=0)
+    watched = watch(engine, registry=registry)
+    async with engine.connect():
+        waiting = asyncio.create_task(use(engine))
+        await until(lambda: watched.snapshot().pending_checkouts == 1, "a caller who waits")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"cancelled": 1} == moved(snapshot.checkout_failures_total)
+    assert 0 == snapshot.connect_failures_total
+
+
+async def test_cancelled_in_a_statement(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A cancelled statement costs the connection, for that reason and no other."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    sleeping = asyncio.create_task(use(engine, "SELECT SLEEP(1.1)"))
+    await until(lambda: _is_sleeping(mariadb), "a statement under way")
+    sleeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sleeping
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert {"cancelled": 1} == moved(snapshot.closes_total)
+    # The server finishes the statement before it notices.
+    await until(lambda: not mariadb.connections(), "the server to close it")
+
+
+def _is_sleeping(server: MariaDB) -> bool:
+    busy = "SELECT 1 FROM information_schema.processlist WHERE user = 'app' AND state = 'User sleep'"
+    return bool(server.query(busy))
+
+
+async def test_connection_refused(registry: CollectorRegistry) -> None:
+    """A server that is not there makes connect failures and nothing else."""
+    engine = create_async_engine("mysql+aiomysql://app:app@127.0.0.1:1/app")
+    watched = watch(engine, registry=registry)
+    for _ in range(2):
+        with pytest.raises(exc.OperationalError):
+            await use(engine)
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert (2, 0) == (snapshot.connect_failures_total, snapshot.connects_total)
+    assert {"connect": 2} == moved(snapshot.checkout_failures_total)
+    assert 0 == snapshot.connect_duration_seconds.count
+
+
+async def test_reconnect_that_fails(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """Failed reconnects during an outage leave no trace in what is open; the one that succeeds is a reconnect."""
+    engine = make_engine(pool_recycle=60)
+    watched = watch(engine, registry=registry)
+    await use(engine)
+    age(watched, 61)
+    user = "ALTER USER app@'127.0.0.1' ACCOUNT"
+    mariadb.query(f"{user} LOCK")
+    try:
+        for _ in range(3):
+            with pytest.raises(exc.OperationalError):
+                await use(engine)
+        snapshot = await assert_true_on(mariadb, watched)
+        assert 0 == sum(snapshot.connections.values())
+        assert {"recycle": 1} == moved(snapshot.closes_total)
+        assert 3 == snapshot.connect_failures_total
+    finally:
+        mariadb.query(f"{user} UNLOCK")
+    await use(engine)
+    assert {"recycle": 1} == moved((await assert_true_on(mariadb, watched)).reconnects_total)
+
+
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+async def test_leak(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A connection that is dropped and collected is a leak, and no longer the pool's."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    connection = await engine.connect()
+    await run(connection, "SELECT 1")
+    del connection
+    gc.collect()
+    snapshot = await assert_true_on(mariadb, watched)
+    assert (1, {"leaked": 1}) == (snapshot.leaks_total, moved(snapshot.closes_total))
+    assert 1 == snapshot.hold_duration_seconds.count
+
+
+async def test_detach(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A detached connection is no longer the pool's, though the server still has it."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    connection = await engine.connect()
+    raw = await connection.get_raw_connection()
+    raw.detach()
+    snapshot = await assert_true_on(mariadb, watched, beside=1)
+    assert {"detached": 1} == moved(snapshot.closes_total)
+    await connection.close()
+    await assert_true_on(mariadb, watched)
+
+
+async def test_rollback_on_return_fails(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A connection found lost while it is given back is closed for that reason; nobody saw it."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    async with engine.connect() as connection:
+        number = await run(connection, "SELECT CONNECTION_ID()")
+        await connection.commit()
+        assert isinstance(number, int)
+        mariadb.kill(number)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"reset_failed": 1} == moved(snapshot.closes_total)
+    assert {"hard": 1, "soft": 0, "pool": 0} == snapshot.invalidations_total
+
+
+async def test_null_pool(mariadb: MariaDB, registry: CollectorRegistry) -> None:
+    """Without a pool each return closes, and there is no limit."""
+    engine = create_async_engine(mariadb.url(), poolclass=NullPool)
+    watched = watch(engine, registry=registry)
+    await use(engine)
+    await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert ({"unpooled": 2}, {}) == (moved(snapshot.closes_total), moved(snapshot.reconnects_total))
+    assert (0.0, float("inf")) == (snapshot.size, snapshot.connections_limit)
+
+
+async def test_listener_of_the_application_that_refuses(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A checkout that another listener refuses and SQLAlchemy repeats is one checkout."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    refusals = iter([True])
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def refuse(_dbapi: Any, _record: Any, _proxy: Any) -> None:
+        if next(refusals, False):
+            raise exc.DisconnectionError
+
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+    snapshot = await assert_true_on(mariadb, watched)
+    assert (1, {"invalidated": 1}) == (snapshot.checkouts_total, moved(snapshot.closes_total))
+
+
+async def test_listener_of_the_application_that_fails(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A checkout that another listener fails is none, and its reason is not the server."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def fail(_dbapi: Any, _record: Any, _proxy: Any) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert 0 == snapshot.checkouts_total
+    assert {"other": 1} == moved(snapshot.checkout_failures_total)
