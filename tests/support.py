@@ -84,4 +84,6 @@ def moved(counts: object) -> dict[object, int]:
 def age(watched: Watch, seconds: float) -> None:
     """Make every open connection *seconds* older by SQLAlchemy's own clock."""
     for slot in watched._ledger.slots.values():
-        slot.record().starttime -= seconds
+        record = slot.record()
+        assert record is not None
+        record.starttime -= seconds

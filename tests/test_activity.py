@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from support import fill, run, use
 
 from poolwatch import watch
+from support import fill, run, use
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from typing import Any
 
     from prometheus_client import CollectorRegistry
@@ -76,7 +76,7 @@ STEPS = [execute, execute_and_commit, execute_and_roll_back, long_statement, not
     ],
     ids=str,
 )
-async def engine(request: pytest.FixtureRequest, make_engine: MakeEngine) -> AsyncIterator[AsyncEngine]:
+async def engine(request: pytest.FixtureRequest, make_engine: MakeEngine) -> AsyncEngine:
     """Return an engine of each way to give a connection back."""
     options: dict[str, Any] = request.param
     try:
@@ -85,7 +85,7 @@ async def engine(request: pytest.FixtureRequest, make_engine: MakeEngine) -> Asy
         # Older SQLAlchemy does not know it, and sends the ROLLBACK.
         assert "skip_autocommit_rollback" in str(error)  # noqa: PT017
         made = make_engine(isolation_level="AUTOCOMMIT")
-    yield made
+    return made
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)

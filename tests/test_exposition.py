@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from support import fill, use
 
 from poolwatch import watch
 from poolwatch.catalog import BY_FIELD, CATALOG, PREFIX
 from poolwatch.demo.servers import find
 from poolwatch.snapshot import PoolSnapshot
+from support import fill, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ async def exposition(make_engine: MakeEngine, registry: CollectorRegistry) -> st
 async def test_promtool_is_content(exposition: str) -> None:
     """Prometheus' own linter finds nothing to say."""
     command = [find("promtool", "prometheus"), "check", "metrics"]
-    checked = subprocess.run(command, input=exposition.encode(), capture_output=True, check=False)
+    checked = subprocess.run(command, input=exposition.encode(), capture_output=True, check=False)  # noqa: ASYNC221
     assert (0, b"") == (checked.returncode, checked.stdout + checked.stderr)
 
 
@@ -58,7 +58,7 @@ async def test_follows_the_catalogue(exposition: str) -> None:
             labels = {"pool", *(label.name for label in metric.labels)}
             assert labels == set(sample.labels) - {"le"}, metric.name
             assert "orders" == sample.labels["pool"]
-            assert sample.value == sample.value, f"{metric.name} is NaN"  # noqa: PLR0124
+            assert sample.value == sample.value, f"{metric.name} is NaN"
 
 
 @pytest.mark.anyio
@@ -69,9 +69,11 @@ async def test_every_label_value_from_the_start(make_engine: MakeEngine, registr
     families = {family.name: family for family in registry.collect()}
     for metric in CATALOG:
         for label in metric.labels:
-            found = {sample.labels[label.name] for sample in families[metric.name.removesuffix("_total")].samples} if (
-                metric.name.removesuffix("_total") in families
-            ) else set()
+            found = (
+                {sample.labels[label.name] for sample in families[metric.name.removesuffix("_total")].samples}
+                if (metric.name.removesuffix("_total") in families)
+                else set()
+            )
             assert set(label.values) <= found, metric.name
             if metric.kind == "counter":
                 assert {0.0} == {sample.value for sample in families[metric.name.removesuffix("_total")].samples}

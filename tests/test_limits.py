@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import event, exc
-from support import assert_true_on, moved, run, until, use
 
 from poolwatch import server, watch
+from support import assert_true_on, moved, run, until, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -72,7 +72,7 @@ async def test_openmetrics(http: httpx.AsyncClient) -> None:
     """OpenMetrics is negotiated, and it parses strictly."""
     answer = await http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    assert "sqlalchemy_pool_connections" in {family.name for family in parse_openmetrics(answer.text)}
+    assert "sqlalchemy_pool_connections" in {family.name for family in parse_openmetrics(answer.text)}  # type: ignore[no-untyped-call]
 
 
 async def test_gzip(http: httpx.AsyncClient) -> None:

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
-from support import run, until
 
 from poolwatch import privates, server
+from support import run, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ def test_record() -> None:
         assert privates.condemns_others(record)
         connection.connection.invalidate(soft=True)
         assert "soft_invalidated" == privates.retirement(record)
-    engine.pool._invalidate_time = privates.established_at(record) + 1  # type: ignore[attr-defined]
+    engine.pool._invalidate_time = privates.established_at(record) + 1
     assert "pool_invalidated" == privates.retirement(record)
     assert not privates.condemns_others(record)
     record.starttime -= 61  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def test_abandoned() -> None:
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")
 async def test_death_seen_on_aiomysqls_streams(mariadb: MariaDB, make_engine: Callable[..., AsyncEngine]) -> None:
-    """aiomysql's streams are where we look: alive before the server closes, dead after, without a query."""
+    """Aiomysql's streams are where we look: alive before the server closes, dead after, without a query."""
     engine = make_engine()
     async with engine.connect() as connection:
         driver = (await connection.get_raw_connection()).driver_connection

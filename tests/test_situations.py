@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import event, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
-from support import age, assert_books, assert_true_on, fill, moved, run, until, use
 
 from poolwatch import watch
+from support import age, assert_books, assert_true_on, fill, moved, run, until, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,9 +157,7 @@ async def test_recycle(mariadb: MariaDB, make_engine: MakeEngine, registry: Coll
     watched = watch(engine, registry=registry)
     await use(engine)
     age(watched, 61)
-    assert {"idle": 0, "condemned": 1} == {
-        key: watched.snapshot().connections[key] for key in ("idle", "condemned")
-    }
+    assert {"idle": 0, "condemned": 1} == {key: watched.snapshot().connections[key] for key in ("idle", "condemned")}
     await use(engine)
     snapshot = await assert_true_on(mariadb, watched)
     assert {"recycle": 1} == moved(snapshot.closes_total) == moved(snapshot.reconnects_total)
@@ -169,11 +167,12 @@ async def test_recycle(mariadb: MariaDB, make_engine: MakeEngine, registry: Coll
 @pytest.mark.parametrize(
     ("soft", "reason", "kind"), [(False, "invalidated", "hard"), (True, "soft_invalidated", "soft")]
 )
-async def test_invalidate(  # noqa: PLR0913
+async def test_invalidate(
     mariadb: MariaDB,
     make_engine: MakeEngine,
     registry: CollectorRegistry,
-    soft: bool,  # noqa: FBT001
+    *,
+    soft: bool,
     reason: str,
     kind: str,
 ) -> None:
@@ -213,9 +212,7 @@ async def test_dispose(mariadb: MariaDB, make_engine: MakeEngine, registry: Coll
     await assert_true_on(mariadb, watched)
 
 
-async def test_waiting_and_timeout(
-    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
-) -> None:
+async def test_waiting_and_timeout(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
     """Callers who queue are pending; one who times out is counted with the time that it cost."""
     engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
     watched = watch(engine, registry=registry)
@@ -233,9 +230,7 @@ async def test_waiting_and_timeout(
     assert 0.05 == snapshot.checkout_timeout_seconds
 
 
-async def test_cancelled_while_waiting(
-    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
-) -> None:
+async def test_cancelled_while_waiting(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
     """A caller who is cancelled in the queue leaves it, and is no connection failure."""
     engine = make_engine(pool_size=1, max_overflow=0)
     watched = watch(engine, registry=registry)
@@ -250,9 +245,7 @@ async def test_cancelled_while_waiting(
     assert 0 == snapshot.connect_failures_total
 
 
-async def test_cancelled_in_a_statement(
-    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
-) -> None:
+async def test_cancelled_in_a_statement(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
     """A cancelled statement costs the connection, for that reason and no other."""
     engine = make_engine()
     watched = watch(engine, registry=registry)
@@ -287,9 +280,7 @@ async def test_connection_refused(registry: CollectorRegistry) -> None:
     assert 0 == snapshot.connect_duration_seconds.count
 
 
-async def test_reconnect_that_fails(
-    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
-) -> None:
+async def test_reconnect_that_fails(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
     """Failed reconnects during an outage leave no trace in what is open; the one that succeeds is a reconnect."""
     engine = make_engine(pool_recycle=60)
     watched = watch(engine, registry=registry)
@@ -338,9 +329,7 @@ async def test_detach(mariadb: MariaDB, make_engine: MakeEngine, registry: Colle
     await assert_true_on(mariadb, watched)
 
 
-async def test_rollback_on_return_fails(
-    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
-) -> None:
+async def test_rollback_on_return_fails(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
     """A connection found lost while it is given back is closed for that reason; nobody saw it."""
     engine = make_engine()
     watched = watch(engine, registry=registry)

@@ -11,9 +11,7 @@ from poolwatch.catalog import RISKS, STATES
 from poolwatch.snapshot import Connection, census
 
 NOW = 1_000_000.0
-IDLE = Connection(
-    state="idle", created=NOW - 500, held_since=None, last_activity=NOW, limit=100.0, protected=False
-)
+IDLE = Connection(state="idle", created=NOW - 500, held_since=None, last_activity=NOW, limit=100.0, protected=False)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import QueuePool
-from support import assert_books, run, use
 
 from poolwatch import watch
 from poolwatch.ledger import FOLD_AT, Ledger
 from poolwatch.listeners import PoolListeners
 from poolwatch.reader import PoolReader
+from support import assert_books, run, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ async def everything(engine: AsyncEngine) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("owner", "handler"), HANDLERS, ids=lambda each: getattr(each, "__name__", each))
-async def test_a_listener_that_fails(  # noqa: PLR0913
+async def test_a_listener_that_fails(
     mariadb: MariaDB,
     make_engine: MakeEngine,
     registry: CollectorRegistry,

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, StaticPool
-from support import assert_books, assert_true_on, fill, moved, run, until, use
 
 from poolwatch import (
     ArgumentError,
@@ -24,6 +23,7 @@ from poolwatch import (
     server,
     watch,
 )
+from support import assert_books, assert_true_on, fill, moved, run, until, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +152,7 @@ def test_second_opinion(registry: CollectorRegistry) -> None:
     assert watched is watch(engine) is watch(engine, name="orders", inactivity_limit=350.0, server_limits=True)
     for other in ({"name": "sales"}, {"inactivity_limit": 60}, {"server_limits": False}, {"per_connection": True}):
         with pytest.raises(ConflictError, match="'orders'.*" + next(iter(other))):
-            watch(engine, **other)  # type: ignore[arg-type]
+            watch(engine, **other)
     with pytest.raises(ConflictError, match="another registry"):
         watch(engine, registry=CollectorRegistry())
 
@@ -176,9 +176,7 @@ async def test_late_watch(mariadb: MariaDB, make_engine: MakeEngine, registry: C
         snapshot = await assert_true_on(mariadb, watched)
         assert (3, 1) == (snapshot.connects_total, snapshot.checkouts_total)
         assert {"checked_out": 1, "idle": 2, "condemned": 0, "dead": 0} == snapshot.connections
-        assert 3 == sum(
-            snapshot.timeout_risk_connections[state, "unknown"] for state in ("checked_out", "idle")
-        )
+        assert 3 == sum(snapshot.timeout_risk_connections[state, "unknown"] for state in ("checked_out", "idle"))
         await run(held, "SELECT 1")
     await fill(engine, 3)
     assert 3 == (await assert_true_on(mariadb, watched)).timeout_risk_connections["idle", "safe"]
@@ -273,7 +271,8 @@ def test_class_that_cannot_be_replaced(registry: CollectorRegistry, caplog: pyte
     with engine.connect():
         assert 1 == watched.snapshot().connections["checked_out"]
     snapshot = watched.snapshot()
-    assert None is snapshot.checkout_duration_seconds is snapshot.pending_checkouts
+    assert None is snapshot.checkout_duration_seconds
+    assert None is snapshot.pending_checkouts
     assert (1, 1) == (snapshot.checkouts_total, snapshot.hold_duration_seconds.count)
     assert b"pending_checkouts{" not in generate_latest(registry)
     (warning,) = caplog.records

@@ -141,7 +141,10 @@ def _agree(existing: Watch, given: Mapping[str, Any]) -> None:
         # Compared with what the operator asked for, or was given: a name may have got a number.
         if value != existing.options[key] and not (key == "name" and value == existing.name):
             if key == "registry":
-                msg = f"pool {existing.name!r} is already watched in another registry; close that Watch first"
+                msg = (
+                    f"pool {existing.name!r} is already watched in another registry; give the same registry=, or close"
+                    " that Watch first"
+                )
             else:
                 msg = (
                     f"pool {existing.name!r} is already watched with {key}={existing.options[key]!r}, not {value!r};"

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from prometheus_client.samples import Sample
 
 HEADER = """\
-                      connections             next one  at risk    checkouts   user  reconnects
-    time users    wait  out idle dead max    closes in   soon now   done failed errors  by reason"""
+                      connections           next one   at risk     checkouts   user  reconnects
+    time users    wait  out idle dead max   closes in  soon now   done failed errors  by reason"""
 
 # What is on this machine is not asked for through a proxy.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
