@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from panels_support import PATIENCE, Pool, Stage
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlalchemy.pool import NullPool
 
+from panels_stage import PATIENCE, Pool, Stage
 from poolwatch.demo.servers import poll
 
 if TYPE_CHECKING:

@@ -1,37 +1,20 @@
-"""A served application with many pools, a Prometheus that scrapes it, and the panels' queries as Grafana sends them."""
+"""The dashboard's queries, the declaration of which test asks which, and what tests compare with."""
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from math import isnan
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-import uvicorn
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-from prometheus_client import CollectorRegistry
-from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-
-from poolwatch import PoolWatchMiddleware, watch
-from poolwatch.catalog import PREFIX
-from poolwatch.demo.servers import MariaDB, Prometheus, free_port, poll
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable
     from types import ModuleType
 
-    from poolwatch import Watch
+    from panels_stage import Stage
     from poolwatch.histogram import HistogramSnapshot
-    from poolwatch.snapshot import PoolSnapshot
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
 DASHBOARD: dict[str, Any] = json.loads((DASHBOARDS / "sqlalchemy-pool.json").read_text(encoding="utf-8"))
@@ -41,16 +24,9 @@ TARGETS: dict[str, dict[str, Any]] = {
     f"{panel['title']} {target['refId']}": target for panel in PANELS for target in panel.get("targets", ())
 }
 
-# What the panels are about that tell of limits; the tests stand in two modules.
+# The queries on inactivity limits; they are tested in a module of their own.
 LIMITS = {panel for panel, target in TARGETS.items() if re.search("deadline|_risk_|_limit_seconds", target["expr"])}
 
-Test = TypeVar("Test", bound="Callable[..., object]")
-
-JOB = "shop"
-PATIENCE = 20.0
-# Longer than the tests take, so that every counter's first sample in it is 0: then the quotient of two rates is that
-# of the events, whatever Prometheus extrapolates.
-RATE_INTERVAL = "30m"
 # The two clocks are read one after the other, and Prometheus keeps milliseconds.
 CLOCKS = 0.05
 
@@ -70,239 +46,25 @@ class Span(NamedTuple):
         return self.begin - CLOCKS <= moment <= self.end + CLOCKS
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """A pool of the application's, there from the start so that Prometheus sees its counters at 0.
+def shows(*panels: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declare which queries, ``"title letter"``, a test asks; it has to ask exactly these."""
 
-    Attributes:
-        name: The value of its label.
-        wait_timeout: Seconds after which the server closes its connections, set in each session.
-        reachable: The server's address is right.
-        watching: Further arguments of ``watch()``.
-        options: Arguments of ``create_async_engine()``.
-    """
+    def declare(test: Callable[..., None]) -> Callable[..., None]:
+        @wraps(test)
+        def checked(stage: Stage, **others: object) -> None:
+            stage.asked.clear()
+            test(stage=stage, **others)
+            assert set(panels) == stage.asked
 
-    name: str
-    wait_timeout: int = 1000
-    reachable: bool = True
-    watching: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Stage:
-    """Does things to pools, in their event loop, and asks what the panels show. For use outside that loop."""
-
-    def __init__(self, portal: BlockingPortal, mariadb: MariaDB, registry: CollectorRegistry) -> None:
-        self.asked: set[str] = set()
-        self.mariadb = mariadb
-        self._portal = portal
-        self._registry = registry
-        self._engines: dict[Pool, AsyncEngine] = {}
-        self._watches: dict[Pool, Watch] = {}
-        self._taken: list[AsyncConnection] = []
-
-    def open(self, pool: Pool) -> None:
-        """Make the engine of *pool* and watch it."""
-        url = self.mariadb.url() if pool.reachable else f"mysql+aiomysql://app:app@127.0.0.1:{free_port()}/app"
-        engine = self._engines[pool] = create_async_engine(url, **pool.options)
-
-        @event.listens_for(engine.sync_engine, "connect")
-        def limit(dbapi: Any, _record: object) -> None:
-            cursor = dbapi.cursor()
-            cursor.execute(f"SET SESSION wait_timeout = {pool.wait_timeout}")
-            cursor.close()
-
-        self._watches[pool] = watch(engine, name=pool.name, registry=self._registry, **pool.watching)
-
-    def end(self) -> None:
-        """Close every connection."""
-        self.give_back(self._taken)
-        for pool, watched in self._watches.items():
-            self._portal.call(self._engines[pool].dispose)
-            watched.close()
-        self._engines.clear()
-        self._taken.clear()
-        self._portal.call(gc.collect)
-
-    def attach(self, prometheus: Prometheus, instance: str) -> None:
-        """Ask *prometheus*, which scrapes *instance*, from now on; returns when it has seen every pool."""
-        self.prometheus = prometheus
-        self._target = {"job": JOB, "instance": instance}
-        self.scraped()
-
-    # What happens to pools
-
-    def do(self, act: Callable[[AsyncEngine], Awaitable[Any]], pool: Pool) -> Any:
-        """Return what ``act(engine)`` returns."""
-        return self._portal.call(act, self._engines[pool])
-
-    def begin(self, act: Callable[[AsyncEngine], Awaitable[Any]], pool: Pool) -> Future[Any]:
-        """Start ``act(engine)`` as a task; cancelling the future cancels it."""
-        return self._portal.start_task_soon(act, self._engines[pool])
-
-    def take(self, pool: Pool, count: int = 1) -> list[AsyncConnection]:
-        """Check out *count* connections."""
-
-        async def take(engine: AsyncEngine) -> list[AsyncConnection]:
-            return [await engine.connect() for _ in range(count)]
-
-        connections: list[AsyncConnection] = self.do(take, pool)
-        self._taken += connections
-        return connections
-
-    def give_back(self, connections: Sequence[AsyncConnection]) -> None:
-        """Return them to their pool."""
-        for connection in connections:
-            self._portal.call(connection.close)
-
-    def identify(self, connection: AsyncConnection) -> int:
-        """Return the id that *connection* has on the server."""
-
-        async def identify() -> int:
-            found: int = (await connection.execute(text("SELECT CONNECTION_ID()"))).scalar_one()
-            return found
-
-        return self._portal.call(identify)
-
-    def use(self, pool: Pool, count: int = 1) -> list[int]:
-        """Use *count* connections at once and give them back; return their ids on the server."""
-
-        async def use(engine: AsyncEngine) -> list[int]:
-            connections = [await engine.connect() for _ in range(count)]
-            ids = [(await each.execute(text("SELECT CONNECTION_ID()"))).scalar_one() for each in connections]
-            for each in connections:
-                await each.close()
-            return ids
-
-        ids: list[int] = self.do(use, pool)
-        return ids
-
-    def use_and_kill(self, pool: Pool, count: int = 1) -> None:
-        """Leave *count* idle connections that the server has closed, and wait until the event loop knows."""
-        for each in self.use(pool, count):
-            self.mariadb.kill(each)
-        assert poll(lambda: self.snapshot(pool).connections["dead"] == count, seconds=PATIENCE)
-
-    def pass_time(self, pool: Pool, seconds: float) -> None:
-        """Let *seconds* pass for the connections of *pool*, in the library's books and in SQLAlchemy's."""
-
-        def pass_time() -> None:
-            for slot in self._watches[pool]._ledger.slots.values():
-                slot.opened_at -= seconds
-                record: Any = slot.record()
-                record.starttime -= seconds
-                for moment in ("opened", "active", "returned"):
-                    reading = getattr(slot, moment)
-                    if reading is not None:
-                        setattr(slot, moment, reading - seconds)
-
-        self._portal.call(pass_time)
-
-    def snapshot(self, pool: Pool) -> PoolSnapshot:
-        """Return the library's own view."""
-        return self._portal.call(self._watches[pool].snapshot)
-
-    # What the panels show
-
-    def scraped(self) -> None:
-        """Return when Prometheus has scraped everything once more."""
-        fresh = f"count(timestamp({PREFIX}size) > {time.time()})"
-        assert poll(lambda: self._rows(fresh) == [({}, len(self._watches))], seconds=PATIENCE), "no further scrape"
-
-    def ask(self, panel: str, *pools: Pool, around: str = "{}") -> dict[str, float]:
-        """Return what the query ``"title letter"`` shows of *pools* (default: all), inside the expression *around*.
-
-        By the values of the labels other than the target's, joined in the order of the labels' names.
-        """
-        self.asked.add(panel)
-        names = "|".join(pool.name for pool in pools)
-        values = {
-            "cluster": ".*",
-            "namespace": ".*",
-            "job": ".+",
-            "instance": ".+",
-            "pool": f"({names})" if pools else ".+",
-        }
-        values["__rate_interval"] = RATE_INTERVAL
-        target = TARGETS[panel]
-        shown = self._rows(around.format(re.sub(r"\$(\w+)", lambda found: values[found[1]], target["expr"])))
-        for labels, _ in shown:
-            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels.keys()
-        return _by_label_values(shown)
-
-    def one(self, panel: str, *pools: Pool, around: str = "{}") -> float:
-        """Return the only value that *panel* shows."""
-        (value,) = self.ask(panel, *pools, around=around).values()
-        return value
-
-    def until(self, expected: Mapping[str, float], panel: str, *pools: Pool) -> dict[str, float]:
-        """Return what *panel* shows as soon as that is *expected*, and in the end whatever it is."""
-        shown: dict[str, float] = {}
-
-        def reached() -> bool:
-            nonlocal shown
-            shown = self.ask(panel, *pools)
-            return shown == expected
-
-        poll(reached, seconds=PATIENCE)
-        return shown
-
-    def raised(self, panel: str, *pools: Pool) -> set[str]:
-        """Return what *panel* shows to have happened at all; the rest of what it shows is exactly 0."""
-        shown = self.ask(panel, *pools)
-        assert shown
-        assert all(value >= 0 for value in shown.values())
-        return {key for key, value in shown.items() if value != 0}
-
-    def raw(self, family: str, pool: Pool) -> dict[str, float]:
-        """Return the values of *family* that are not 0, as scraped."""
-        return _by_label_values(self._rows(f'{PREFIX}{family}{{pool="{pool.name}"}} != 0'))
-
-    def _rows(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        rows = self.prometheus.query(expression)
-        for labels, value in rows:
-            assert not isnan(value)
-            assert {name: labels[name] for name in self._target.keys() & labels} == {
-                name: value for name, value in self._target.items() if name in labels
-            }
-        return rows
-
-
-def _by_label_values(rows: list[tuple[dict[str, str], float]]) -> dict[str, float]:
-    shown = {
-        " ".join(labels[name] for name in sorted(labels) if name not in {"__name__", "job", "instance"}): value
-        for labels, value in rows
-    }
-    assert len(shown) == len(rows)
-    return shown
-
-
-def shows(*panels: str) -> Callable[[Test], Test]:
-    """Declare which queries a test asks; the fixture that uses :func:`asking` holds it to that."""
-
-    def declare(test: Test) -> Test:
-        test.__dict__["shown"] = set(panels)
-        return test
+        checked.__dict__["shown"] = set(panels)
+        return checked
 
     return declare
-
-
-@contextmanager
-def asking(stage: Stage, test: Callable[..., object]) -> Iterator[None]:
-    """Assert that *test*, run inside, asks exactly the queries that it declared."""
-    stage.asked.clear()
-    yield
-    assert test.__dict__.get("shown", set()) == stage.asked
 
 
 def declared(module: ModuleType) -> set[str]:
     """Return the queries that the tests of *module* declare."""
     return {panel for each in vars(module).values() for panel in getattr(each, "shown", ())}
-
-
-def pools_of(module: ModuleType) -> list[Pool]:
-    """Return the pools that *module* has."""
-    return [each for each in vars(module).values() if isinstance(each, Pool)]
 
 
 def during(act: Callable[..., object], *arguments: object) -> Span:
@@ -320,34 +82,3 @@ def quantile(share: float, histogram: HistogramSnapshot) -> float:
             return low + (bound - low) * (rank - below) / (cumulative - below)
         low, below = bound, cumulative
     return low
-
-
-@contextmanager
-def staged(mariadb: MariaDB, pools: Sequence[Pool]) -> Iterator[Stage]:
-    """Serve an application with *pools*, all in one event loop of another thread, and let a Prometheus scrape it."""
-    registry = CollectorRegistry()
-    app = Starlette(middleware=[Middleware(PoolWatchMiddleware, registry=registry)])
-    port = free_port()
-    with ExitStack() as stack:
-        portal = stack.enter_context(start_blocking_portal())
-        stage = Stage(portal, mariadb, registry)
-        stack.callback(stage.end)
-        for pool in pools:
-            portal.call(stage.open, pool)
-        stack.enter_context(_served(portal, uvicorn.Config(app, port=port, log_config=None, ws="none")))
-        instance = f"127.0.0.1:{port}"
-        rules = (DASHBOARDS / "alerts.yml",)
-        stage.attach(stack.enter_context(Prometheus({JOB: instance}, rules=rules)), instance)
-        yield stage
-
-
-@contextmanager
-def _served(portal: BlockingPortal, config: uvicorn.Config) -> Iterator[None]:
-    server = uvicorn.Server(config)
-    serving = portal.start_task_soon(server.serve)
-    try:
-        assert poll(lambda: server.started or serving.done())
-        yield
-    finally:
-        server.should_exit = True
-        serving.result(PATIENCE)

@@ -118,6 +118,19 @@ async def test_slots(make_engine: MakeEngine, registry: CollectorRegistry) -> No
 
 
 @pytest.mark.anyio
+async def test_no_slot_beyond_the_limit(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A connection that is out while dispose() makes room for others does not add a slot to the pool's."""
+    engine = make_engine(pool_size=1, max_overflow=0)
+    watched = watch(engine, registry=registry, per_connection=True)
+    async with engine.connect():
+        assert {"0"} == set(watched.snapshot().connection_created_timestamp_seconds)
+        await engine.dispose()
+        async with engine.connect():
+            assert 2 == watched.snapshot().connections["checked_out"]
+            assert {"0"} == set(watched.snapshot().connection_created_timestamp_seconds)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("name", ['quo"te', "back\\slash", "new\nline", "ünïcode", "{}", "a" * 300])
 async def test_hostile_names(make_engine: MakeEngine, registry: CollectorRegistry, name: str) -> None:
     """Whatever a pool is called, the text parses and gives the name back."""

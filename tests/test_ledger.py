@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from poolwatch.ledger import FOLD_AT, Ledger, Slot
+from poolwatch.ledger import FOLD_AT, Ledger, Retirement, Slot
 
 
 class Record:
@@ -66,6 +66,22 @@ def test_lifetime_and_reason(ledger: Ledger, slot: Slot, clock: Clock) -> None:
         durations["connection_lifetime_seconds"].sum,
     )
     assert (2, 1) == (counts["connects_total",], counts["reconnects_total", "recycle"])
+
+
+def test_age_when_it_was_closed(ledger: Ledger, slot: Slot, clock: Clock) -> None:
+    """A close whose reason is decided later ends the connection's life when it happened."""
+    clock.now += 5
+    slot.retiring = Retirement("recycle", clock())
+    clock.now += 30
+    ledger.closed(slot, "recycle")
+    assert 5.0 == ledger.read()[1]["connection_lifetime_seconds"].sum
+
+
+def test_a_loss_that_two_find(ledger: Ledger, slot: Slot) -> None:
+    """A loss that another thread is booking at this moment is not booked again."""
+    ledger.slots.pop(slot.serial)
+    ledger.closed(slot, "failed")
+    assert 0 == ledger.read()[0]["closes_total", "failed"]
 
 
 @pytest.mark.parametrize("reason", ["overflow", "disposed", "leaked", "reset_failed"])

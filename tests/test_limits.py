@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
     MakeEngine = Callable[..., AsyncEngine]
 
-pytestmark = [
-    pytest.mark.anyio,
-    # aiomysql complains in __del__ of connections that were lost.
-    pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning"),
-]
+pytestmark = pytest.mark.anyio
 
 ASKED = "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'Com_select'"
 
@@ -108,6 +104,36 @@ async def test_the_smaller_limit_rules(make_engine: MakeEngine, registry: Collec
     assert active + 350 == snapshot.next_deadline_timestamp_seconds["idle", "false"]
 
 
+@pytest.mark.parametrize(("recycle", "protected"), [(99, "true"), (100, "false"), (-1, "false")])
+async def test_recycling_protects_below_the_limit(
+    make_engine: MakeEngine, registry: CollectorRegistry, recycle: int, protected: str
+) -> None:
+    """pool_recycle protects only if it is shorter than the limit."""
+    engine = make_engine(pool_recycle=recycle)
+    watched = watch(engine, registry=registry, inactivity_limit=100)
+    await use(engine)
+    deadlines = watched.snapshot().next_deadline_timestamp_seconds
+    assert [("idle", protected)] == [key for key, moment in deadlines.items() if moment < float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("anyio_backend", "protected"),
+    [
+        pytest.param(("asyncio", {"use_uvloop": False}), "true", id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), "false", id="uvloop"),
+    ],
+)
+async def test_pre_ping_protects_where_it_works(
+    make_engine: MakeEngine, registry: CollectorRegistry, protected: str
+) -> None:
+    """pool_pre_ping protects aiomysql's connections under asyncio, and under uvloop it does not."""
+    engine = make_engine(pool_pre_ping=True)
+    watched = watch(engine, registry=registry)
+    await use(engine)
+    deadlines = watched.snapshot().next_deadline_timestamp_seconds
+    assert [("idle", protected)] == [key for key, moment in deadlines.items() if moment < float("inf")]
+
+
 @pytest.mark.parametrize(
     "question", ["SELECT @@session.no_such_variable, 1", "SELECT 'soon', NULL", "SELECT 1", "SELECT 0, 0"]
 )
@@ -154,6 +180,8 @@ async def test_lost_while_asked(
     snapshot = await assert_true_on(mariadb, watched)
     assert {"disconnect": times} == moved(snapshot.closes_total)
     assert (1 if times == 1 else 0) == snapshot.checkouts_total
-    # The next user is served either way.
+    # The next user is served either way, and by a second connection if the first is lost again.
+    deaths = iter([0])
+    await engine.dispose()
     assert 1 == await use(engine)
     await until(lambda: len(mariadb.connections()) == 1, "one connection")

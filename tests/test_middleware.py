@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from poolwatch import ArgumentError, ArgumentTypeError, PoolWatchMiddleware, watch
+from poolwatch import PoolWatchMiddleware, watch
 from poolwatch.watch import watches
 
 if TYPE_CHECKING:
@@ -283,30 +283,3 @@ def test_constructor_does_nothing(engine: AsyncEngine, registry: CollectorRegist
         PoolWatchMiddleware(hello, engine=engine, registry=registry)  # type: ignore[arg-type]
     assert [] == watches(registry)
     assert [] == list(registry.collect())
-
-
-@pytest.mark.parametrize(
-    ("options", "kind", "word"),
-    [
-        ({"engine": "mysql://"}, ArgumentTypeError, "engine"),
-        ({"engines": "mysql://"}, ArgumentTypeError, "engines"),
-        ({"engines": [None]}, ArgumentTypeError, "engine"),
-        ({"engines": 5}, ArgumentTypeError, "engines"),
-        ({"metrics_path": "metrics"}, ArgumentError, "metrics_path"),
-        ({"metrics_path": "/"}, ArgumentError, "metrics_path"),
-        ({"metrics_path": "/metrics?x"}, ArgumentError, "metrics_path"),
-        ({"metrics_path": 5}, ArgumentTypeError, "metrics_path"),
-        ({"registry": None}, ArgumentTypeError, "registry"),
-        ({"authorize": "token"}, ArgumentTypeError, "authorize"),
-    ],
-)
-def test_bad_arguments(options: dict[str, Any], kind: type[Exception], word: str) -> None:
-    """The constructor refuses bad arguments by name."""
-    with pytest.raises(kind, match=word):
-        PoolWatchMiddleware(hello, **options)  # type: ignore[arg-type]
-
-
-def test_a_name_that_is_empty(engine: AsyncEngine) -> None:
-    """A name in a mapping obeys the same rules as watch()'s."""
-    with pytest.raises(ArgumentError, match="name"):
-        PoolWatchMiddleware(hello, engines={"": engine})  # type: ignore[arg-type]

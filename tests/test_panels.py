@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from typing import TYPE_CHECKING
 
 import pytest
-from panels_scenes import FATES, Fate, dispose, invalidate_softly
-from panels_support import PATIENCE, TARGETS, Pool, Span, Stage, quantile, staged
-from rules import ALERTS, Alert
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, OperationalError, SAWarning
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
-from sqlalchemy.pool import NullPool
 
-from poolwatch.catalog import BY_FIELD, PREFIX, RISKS
+from panels_scenes import FATES, Fate, dispose, invalidate_softly
+from panels_stage import PATIENCE, Pool, Stage, pools_of, staged
+from panels_support import LIMITS, TARGETS, declared, during, quantile, shows
+from poolwatch.catalog import BY_FIELD
 from poolwatch.demo.servers import poll
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from poolwatch.demo.servers import MariaDB
 
 pytestmark = pytest.mark.tooling
+
 
 @pytest.fixture(scope="module")
 def stage(mariadb: MariaDB, request: pytest.FixtureRequest) -> Iterator[Stage]:
     """Serve all pools of this module."""
     with staged(mariadb, pools_of(request.module) + [fate.pool for fate in FATES]) as stage:
         yield stage
-
-
-@pytest.fixture(autouse=True)
-def asked(request: pytest.FixtureRequest, stage: Stage) -> Iterator[None]:
-    """Hold each test to the queries that it declared."""
-    with asking(stage, request.function):
-        yield
 
 
 def test_every_query_has_a_test(request: pytest.FixtureRequest) -> None:
@@ -48,6 +39,8 @@ def test_every_query_has_a_test(request: pytest.FixtureRequest) -> None:
 
 FULL = Pool("full", options={"pool_size": 1, "max_overflow": 1})
 HALF = Pool("half", options={"pool_size": 3, "max_overflow": 1})
+QUEUED = Pool("queued", options={"pool_size": 1, "max_overflow": 0})
+BOUNDLESS = Pool("boundless", options={"pool_size": 0})
 ENDLESS = Pool("endless", options={"pool_size": 5, "max_overflow": -1})
 
 
@@ -63,21 +56,32 @@ def test_a_full_pool(stage: Stage) -> None:
     """Protects the view of who waits, of the fullest pool and of its limits; no limit is neither full nor drawn."""
     pools = (HALF, FULL, ENDLESS)
     taken = [*stage.take(FULL, 2), *stage.take(HALF, 2), *stage.take(ENDLESS, 2)]
-    callers = [stage.begin(connected, FULL) for _ in range(3)]
-    assert poll(lambda: stage.snapshot(FULL).pending_checkouts == 3, seconds=PATIENCE)
+    taken += stage.take(QUEUED)
+    callers = {
+        pool: [stage.begin(connected, pool) for _ in range(count)] for pool, count in {FULL: 3, QUEUED: 2}.items()
+    }
+    for pool, waiting in callers.items():
+        _until_pending(stage, pool, len(waiting))
     stage.scraped()
-    assert {"": 3} == stage.ask("Callers waiting A")
+    assert {"": 0} == stage.ask("Callers waiting A", HALF)
+    for pool in (FULL, QUEUED):
+        assert {"": len(callers[pool])} == stage.ask("Callers waiting A", pool)
+    assert {"": 5} == stage.ask("Callers waiting A")
     assert {"full": 3, "half": 0, "endless": 0} == stage.ask("Callers waiting, by pool A", *pools)
     assert {"full": 1} == stage.ask("Fullest process A", *pools)
     assert {"half": 0.5} == stage.ask("Fullest process A", HALF, ENDLESS)
     assert {"full": 1, "half": 0.5, "endless": 0} == stage.ask("Share of the limit, fullest process A", *pools)
-    assert {"": 9} == stage.ask("Connections, against the limit E", *pools)
-    assert {"": 6} == stage.ask("Connections, against the limit F", *pools)
-    for caller in callers:
+    assert {"": 9} == stage.ask("Connections, against the limit E", *pools, BOUNDLESS)
+    assert {"": 6} == stage.ask("Connections, against the limit F", *pools, BOUNDLESS)
+    for caller in (*callers[FULL], *callers[QUEUED]):
         caller.cancel()
     stage.give_back(taken)
     assert {"": 0} == stage.until({"": 0}, "Callers waiting A")
     assert {"full": 0} == stage.until({"full": 0}, "Share of the limit, fullest process A", FULL)
+
+
+def _until_pending(stage: Stage, pool: Pool, count: int) -> None:
+    assert poll(lambda: stage.snapshot(pool).pending_checkouts == count, seconds=PATIENCE)
 
 
 async def connected(engine: AsyncEngine) -> None:
@@ -88,6 +92,8 @@ async def connected(engine: AsyncEngine) -> None:
 
 BUSY = Pool("busy", options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.3})
 REFUSED = Pool("refused", reachable=False)
+CALM = Pool("calm")
+UNUSED = Pool("unused")
 IMPATIENT = Pool("impatient", options={"pool_size": 1, "max_overflow": 0})
 
 
@@ -100,10 +106,13 @@ IMPATIENT = Pool("impatient", options={"pool_size": 1, "max_overflow": 0})
 )
 def test_callers_who_get_no_connection(stage: Stage) -> None:
     """Protects the count of failed checkouts, each under its own reason, and the time that callers lost."""
+    stage.use(CALM)
     stage.take(IMPATIENT)
     caller = stage.begin(connected, IMPATIENT)
-    assert poll(lambda: stage.snapshot(IMPATIENT).pending_checkouts == 1, seconds=PATIENCE)
+    _until_pending(stage, IMPATIENT, 1)
     caller.cancel()
+    _until_pending(stage, IMPATIENT, 0)
+    stage.use(BUSY)
     stage.take(BUSY)
     for _ in range(3):
         with pytest.raises(NoConnectionError):
@@ -116,13 +125,14 @@ def test_callers_who_get_no_connection(stage: Stage) -> None:
     for pool, (reason, count) in zip((BUSY, REFUSED, IMPATIENT), reasons.items(), strict=True):
         assert {reason} == stage.raised("Failed or queueing checkouts A", pool)
         assert {reason: count} == stage.raw("checkout_failures_total", pool)
-    assert set(reasons) == stage.raised("Failed or queueing checkouts A", BUSY, REFUSED, IMPATIENT, PINGED)
-    assert {"busy", "impatient"} == stage.raised("Failed or queueing checkouts B", BUSY, REFUSED, IMPATIENT)
+    assert set(reasons) == stage.raised("Failed or queueing checkouts A", BUSY, REFUSED, IMPATIENT, CALM)
+    assert {"busy", "impatient"} == stage.raised("Failed or queueing checkouts B", BUSY, REFUSED, IMPATIENT, CALM)
     assert {"busy": 3} == stage.raw("checkout_waits_total", BUSY)
     assert {"refused"} == stage.raised("Invalidations, leaks, errors C", BUSY, REFUSED, IMPATIENT)
     assert {"refused": 2} == stage.raw("connect_failures_total", REFUSED)
-    for share, pools in ((3 / 4, [BUSY]), (1, [REFUSED]), (6 / 8, [BUSY, REFUSED, IMPATIENT]), (0, [DOOMED])):
+    for share, pools in ((3 / 5, [BUSY]), (1, [REFUSED]), (6 / 9, [BUSY, REFUSED, IMPATIENT]), (0, [CALM])):
         assert {"": pytest.approx(share)} == stage.ask("Checkouts that fail A", *pools)
+    assert {} == stage.ask("Checkouts that fail A", UNUSED)
     durations = stage.snapshot(BUSY).checkout_duration_seconds
     assert durations is not None
     for letter, share in {"A": 0.5, "B": 0.95, "C": 0.99}.items():
@@ -132,6 +142,7 @@ def test_callers_who_get_no_connection(stage: Stage) -> None:
 
 
 STATES = Pool("states")
+OTHERS = Pool("others")
 RECYCLED = Pool("recycled", options={"pool_recycle": 600})
 
 
@@ -140,17 +151,16 @@ def test_connections_by_state(stage: Stage) -> None:
     """Protects the stack of states: held, fit, condemned by age or by hand, and closed by the server."""
     stage.use(RECYCLED)
     stage.pass_time(RECYCLED, 601)
-    _, condemned, idle, doomed = taken = stage.take(STATES, 4)
-    number = stage.identify(doomed)
-    invalidate_softly(condemned)
-    stage.give_back([condemned, idle, doomed])
-    stage.mariadb.kill(number)
-    for letter in "ABCD":
+    for pool in (STATES, OTHERS):
+        _, _, condemned, idle, doomed = stage.take(pool, 5)
+        number = stage.identify(doomed)
+        invalidate_softly(condemned)
+        stage.give_back([condemned, idle, doomed])
+        stage.mariadb.kill(number)
+    for letter, count in {"A": 4, "B": 2, "C": 2, "D": 2}.items():
         panel = f"Connections, against the limit {letter}"
-        assert {"": 1} == stage.until({"": 1}, panel, STATES), letter
-        present = {"": letter == "C"}
-        assert present == stage.until(present, panel, RECYCLED), letter
-    stage.give_back(taken)
+        for expected, pools in ({"": count}, [STATES, OTHERS]), ({"": letter == "C"}, [RECYCLED]):
+            assert expected == stage.until(expected, panel, *pools), letter
 
 
 AGED = Pool("aged")
@@ -162,22 +172,23 @@ def test_times(stage: Stage) -> None:
     stage.use(AGED)
     stage.pass_time(AGED, 100)
     stage.use(AGED)
+    stage.pass_time(AGED, 1000)
     stage.do(dispose, AGED)
     opened = during(stage.use, AGED)
     younger = during(stage.use, YOUNGER)
     stage.scraped()
-    # One observation of 100 s, in the bucket from 60 to 300.
+    # One observation of 100 s, in the bucket from 60 to 300, and one of 1100 s, in that from 600 to 1800.
     assert {"aged": pytest.approx(60 + 0.99 * 240)} == stage.ask("Idle time at checkout, and limits A", AGED, YOUNGER)
     for letter, share in {"B": 0.5, "C": 0.95}.items():
-        expected = {"aged": pytest.approx(60 + share * 240)}
+        expected = {"aged": pytest.approx(600 + share * 1200)}
         assert expected == stage.ask(f"Connection age {letter}", AGED, YOUNGER)
-    oldest = stage.ask("Connection age A", AGED, YOUNGER, REFUSED, around="time() - ({})")
+    oldest = stage.ask("Connection age A", AGED, YOUNGER, UNUSED, around="time() - ({})")
     assert {"aged", "younger"} == oldest.keys()
     assert opened.holds(oldest["aged"])
     assert younger.holds(oldest["younger"])
     first = stage.ask("Oldest connection A", YOUNGER, AGED, around="time() - ({})")
     assert {"aged": oldest["aged"]} == first
-    assert {} == stage.ask("Oldest connection A", REFUSED)
+    assert {} == stage.ask("Oldest connection A", UNUSED)
     assert {"younger": 3600} == stage.ask("Connection age D", AGED, YOUNGER)
 
 
@@ -215,7 +226,10 @@ def test_why_connections_end(stage: Stage, fate: Fate) -> None:
         assert {_row(family, pool.name, reason) for reason in reasons} == stage.ask(panel, pool).keys()
         assert expected.keys() == stage.raised(panel, pool)
         assert expected == stage.raw(family, pool)
-    assert {pool.name} == stage.raised("Reconnects, by reason B", pool)
+    closed = sum(stage.ask("Closes, by reason A", pool).values()) / sum(fate.closes.values())
+    opened = closed * stage.snapshot(pool).connects_total
+    # Asked a moment later, Prometheus extrapolates a little further.
+    assert {pool.name: pytest.approx(opened, rel=0.3)} == stage.ask("Reconnects, by reason B", pool)
     leaks = {pool.name: 1} if "leaked" in fate.closes else {}
     assert leaks.keys() == stage.raised("Invalidations, leaks, errors B", pool)
     assert leaks == stage.raw("leaks_total", pool)
@@ -246,7 +260,5 @@ def test_an_error_of_our_own(stage: Stage) -> None:
 
     stage.do(interrupted, FAULTY)
     stage.scraped()
-    assert {"faulty"} == stage.raised("Invalidations, leaks, errors D", FAULTY, SAFE)
+    assert {"faulty"} == stage.raised("Invalidations, leaks, errors D", FAULTY, CALM)
     assert {"faulty": 1} == stage.raw("internal_errors_total", FAULTY)
-
-

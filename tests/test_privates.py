@@ -112,7 +112,6 @@ def test_abandoned() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")
 async def test_death_seen_on_aiomysqls_streams(mariadb: MariaDB, make_engine: Callable[..., AsyncEngine]) -> None:
     """Aiomysql's streams are where we look: alive before the server closes, dead after, without a query."""
     engine = make_engine()

@@ -42,7 +42,6 @@ HANDLERS = [
         "on_soft_invalidate",
         "on_close",
         "on_detach",
-        "on_engine_disposed",
         "on_handle_error",
         "on_after_cursor_execute",
         "on_commit",

@@ -17,7 +17,7 @@ from poolwatch.catalog import BY_FIELD, REPLACED
 from poolwatch.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Mapping
 
     from poolwatch.histogram import HistogramSnapshot
 
@@ -27,16 +27,14 @@ _numbers = count()
 
 
 class Retirement(NamedTuple):
-    """A ``close`` event that names no reason.
+    """A ``close`` event whose reason what follows decides.
 
     Attributes:
         reason: The reason if a checkout closed the connection to replace it; ``None`` if nothing called for that.
-        closer: Identity of the task or thread that closed it.
         at: When.
     """
 
     reason: str | None
-    closer: Hashable
     at: float
 
 

@@ -7,8 +7,6 @@ caller's query or lose a place in the pool for ever.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from poolwatch.hotpath import MEANT, checkin_listener, checkout_listener, descri
 from poolwatch.ledger import Retirement, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine import Dialect
@@ -68,7 +66,6 @@ class PoolListeners:
             "soft_invalidate": self.on_soft_invalidate,
             "close": self.on_close,
             "detach": self.on_detach,
-            "engine_disposed": self.on_engine_disposed,
             "handle_error": self.on_handle_error,
             "after_cursor_execute": self.on_after_cursor_execute,
             "commit": self.on_commit,
@@ -83,8 +80,7 @@ class PoolListeners:
     def attach(self, engine: Engine) -> None:
         """Listen on *engine*."""
         for name, door in self._doors.items():
-            # First, because a listener of the application's may return the connection itself and end the dispatch.
-            event.listen(engine, name, door, insert=name == "do_connect")
+            event.listen(engine, name, door)
 
     def detach(self, engine: Engine) -> None:
         """Stop listening on *engine*."""
@@ -125,7 +121,10 @@ class PoolListeners:
     # Opening
 
     def on_do_connect(self, _dialect: Dialect, record: ConnectionPoolEntry | None, _args: Any, _kw: Any) -> None:
-        """Begin to time an attempt to connect; not fired for a custom creator."""
+        """Begin to time an attempt to connect.
+
+        Not fired for a custom creator, nor after a listener of the application's that made the connection itself.
+        """
         if record is None:
             return
         slot = self._slot(record)
@@ -245,25 +244,18 @@ class PoolListeners:
             self._ledger.count("invalidations_total", "pool")
 
     def on_close(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        """Book a close, or leave its reason to the event that follows."""
+        """Book a close, or leave its reason open: a checkout will connect the record again, a dispose drop it."""
         slot = self._slot(record)
         fate, slot.fate = slot.fate or reasons.of_close(record), None
         if fate is not None:
             self._ledger.closed(slot, fate)
         else:
-            slot.retiring = Retirement(privates.retirement(record), _caller(), self._clock())
+            slot.retiring = Retirement(privates.retirement(record), self._clock())
 
     def _settle(self, slot: Slot) -> None:
         """Book a close whose reason was left open: the record is being connected again, so a checkout closed it."""
         if slot.retiring is not None:
             self._ledger.closed(slot, slot.retiring.reason or "other")
-
-    def on_engine_disposed(self, _engine: Engine) -> None:
-        """Book the closes that ``dispose()`` made: those of this task that no reconnect followed."""
-        caller = _caller()
-        for slot in list(self._ledger.slots.values()):
-            if slot.retiring is not None and slot.retiring.closer == caller:
-                self._ledger.closed(slot, "disposed")
 
     # Activity
 
@@ -292,11 +284,3 @@ class PoolListeners:
             return None
         info = connection.connection.record_info
         return None if info is None else info.get(self._ledger.key)
-
-
-def _caller() -> Hashable:
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    return threading.get_ident() if task is None else id(task)

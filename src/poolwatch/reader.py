@@ -62,7 +62,7 @@ class PoolReader:
             record, pending = slot.record(), ledger.pending[:]
             abandoned = slot.pool() is not engine.pool
             if slot.retiring is not None:
-                # A checkout that closed it would still be under way, to connect it again.
+                # A checkout would still be under way, to connect it again.
                 if record is None or (self._timed and not pending):
                     ledger.closed(slot, "disposed")
             elif record is None or record.dbapi_connection is None:

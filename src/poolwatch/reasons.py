@@ -42,7 +42,7 @@ def of_close(record: ConnectionPoolEntry) -> str | None:
     pool = privates.pool_of(record)
     if isinstance(pool, NullPool):
         return "unpooled"
-    return "overflow" if not record.in_use and _is_full(pool) else None
+    return "overflow" if _is_full(pool) else None
 
 
 def _is_full(pool: Pool | Any) -> bool:

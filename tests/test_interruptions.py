@@ -1,0 +1,196 @@
+"""The books stay true through waits, cancellations, outages, leaks and other people's listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import event, exc, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from poolwatch import watch
+from support import age, assert_books, assert_true_on, moved, run, until, use
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from poolwatch.demo.servers import MariaDB
+
+    MakeEngine = Callable[..., AsyncEngine]
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_waiting_and_timeout(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """Callers who queue are pending; one who times out is counted with the time that it cost."""
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
+    watched = watch(engine, registry=registry)
+    async with engine.connect():
+        waiting = asyncio.create_task(use(engine))
+        await until(lambda: watched.snapshot().pending_checkouts == 1, "a caller who waits")
+        with pytest.raises(exc.TimeoutError):
+            await waiting
+    snapshot = await assert_true_on(mariadb, watched)
+    assert snapshot.checkout_failures_total is not None
+    assert {"timeout": 1} == moved(snapshot.checkout_failures_total)
+    assert 1 == snapshot.checkout_waits_total
+    assert snapshot.checkout_duration_seconds is not None
+    assert 0.05 <= snapshot.checkout_duration_seconds.sum
+    assert 0.05 == snapshot.checkout_timeout_seconds
+
+
+async def test_cancelled_while_waiting(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A caller who is cancelled in the queue leaves it, and is no connection failure."""
+    engine = make_engine(pool_size=1, max_overflow=0)
+    watched = watch(engine, registry=registry)
+    async with engine.connect():
+        waiting = asyncio.create_task(use(engine))
+        await until(lambda: watched.snapshot().pending_checkouts == 1, "a caller who waits")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"cancelled": 1} == moved(snapshot.checkout_failures_total)
+    assert 0 == snapshot.connect_failures_total
+
+
+async def test_cancelled_in_a_statement(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A cancelled statement costs the connection, for that reason and no other."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    sleeping = asyncio.create_task(use(engine, "SELECT SLEEP(1.1)"))
+    await until(lambda: _is_sleeping(mariadb), "a statement under way")
+    sleeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sleeping
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert {"cancelled": 1} == moved(snapshot.closes_total)
+    assert {"hard": 1} == moved(snapshot.invalidations_total)
+    # The server finishes the statement before it notices.
+    await until(lambda: not mariadb.connections(), "the server to close it")
+
+
+def _is_sleeping(server: MariaDB) -> bool:
+    busy = "SELECT 1 FROM information_schema.processlist WHERE user = 'app' AND state = 'User sleep'"
+    return bool(server.query(busy))
+
+
+async def test_connection_refused(registry: CollectorRegistry) -> None:
+    """A server that is not there makes connect failures and nothing else."""
+    engine = create_async_engine("mysql+aiomysql://app:app@127.0.0.1:1/app")
+    watched = watch(engine, registry=registry)
+    for _ in range(2):
+        with pytest.raises(exc.OperationalError):
+            await use(engine)
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert (2, 0) == (snapshot.connect_failures_total, snapshot.connects_total)
+    assert {"connect": 2} == moved(snapshot.checkout_failures_total)
+    assert 0 == snapshot.connect_duration_seconds.count
+
+
+async def test_reconnect_that_fails(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """Failed reconnects during an outage leave no trace in what is open; the one that succeeds is a reconnect."""
+    engine = make_engine(pool_recycle=60)
+    watched = watch(engine, registry=registry)
+    await use(engine)
+    age(watched, 61)
+    user = "ALTER USER app@'127.0.0.1' ACCOUNT"
+    mariadb.query(f"{user} LOCK")
+    try:
+        for _ in range(3):
+            with pytest.raises(exc.OperationalError):
+                await use(engine)
+        snapshot = await assert_true_on(mariadb, watched)
+        assert 0 == sum(snapshot.connections.values())
+        assert {"recycle": 1} == moved(snapshot.closes_total)
+        assert 3 == snapshot.connect_failures_total
+    finally:
+        mariadb.query(f"{user} UNLOCK")
+    await use(engine)
+    assert {"recycle": 1} == moved((await assert_true_on(mariadb, watched)).reconnects_total)
+
+
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+async def test_leak(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A connection that is dropped and collected is a leak, and no longer the pool's."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    connection = await engine.connect()
+    await run(connection, "SELECT 1")
+    del connection
+    gc.collect()
+    snapshot = await assert_true_on(mariadb, watched)
+    assert (1, {"leaked": 1}) == (snapshot.leaks_total, moved(snapshot.closes_total))
+    assert 1 == snapshot.hold_duration_seconds.count
+
+
+async def test_detach(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A detached connection is no longer the pool's, though the server still has it."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    connection = await engine.connect()
+    raw = await connection.get_raw_connection()
+    raw.detach()
+    snapshot = await assert_true_on(mariadb, watched, beside=1)
+    assert {"detached": 1} == moved(snapshot.closes_total)
+    await connection.close()
+    await assert_true_on(mariadb, watched)
+
+
+async def test_rollback_on_return_fails(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A connection found lost while it is given back is closed for that reason; nobody saw it."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    async with engine.connect() as connection:
+        number = await run(connection, "SELECT CONNECTION_ID()")
+        await connection.commit()
+        assert isinstance(number, int)
+        mariadb.kill(number)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"reset_failed": 1} == moved(snapshot.closes_total)
+    assert {"hard": 1, "soft": 0, "pool": 0} == snapshot.invalidations_total
+
+
+async def test_listener_of_the_application_that_refuses(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A checkout that another listener refuses and SQLAlchemy repeats is one checkout."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    refusals = iter([True])
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def refuse(_dbapi: Any, _record: Any, _proxy: Any) -> None:
+        if next(refusals, False):
+            raise exc.DisconnectionError
+
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+    snapshot = await assert_true_on(mariadb, watched)
+    assert (1, {"invalidated": 1}) == (snapshot.checkouts_total, moved(snapshot.closes_total))
+
+
+async def test_listener_of_the_application_that_fails(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A checkout that another listener fails is none, and its reason is not the server."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def fail(_dbapi: Any, _record: Any, _proxy: Any) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert 0 == snapshot.checkouts_total
+    assert {"other": 1} == moved(snapshot.checkout_failures_total)

@@ -1,0 +1,149 @@
+"""Pools of other classes than the default one, and sync engines."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import generate_latest
+from sqlalchemy import create_engine, event, exc
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from poolwatch import watch
+from support import age, assert_books, moved
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from poolwatch.demo.servers import MariaDB
+
+
+def test_class_that_cannot_be_replaced(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """A pool that forbids it is watched without the families that need it, and one warning says so."""
+
+    class Stubborn(QueuePool):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "__class__":
+                msg = "not me"
+                raise TypeError(msg)
+            super().__setattr__(name, value)
+
+    engine = create_engine("sqlite://", poolclass=Stubborn)
+    watched = watch(engine, registry=registry)
+    with engine.connect():
+        assert 1 == watched.snapshot().connections["checked_out"]
+    snapshot = watched.snapshot()
+    assert None is snapshot.checkout_duration_seconds
+    assert None is snapshot.pending_checkouts
+    assert (1, 1) == (snapshot.checkouts_total, snapshot.hold_duration_seconds.count)
+    assert b"pending_checkouts{" not in generate_latest(registry)
+    (warning,) = caplog.records
+    assert "Stubborn" in warning.getMessage()
+
+
+def test_sync_engine(registry: CollectorRegistry, mariadb: MariaDB) -> None:
+    """A sync engine is watched the same way, and its leak is one without a close."""
+    engine = create_engine(mariadb.url("pymysql"))
+    watched = watch(engine, registry=registry)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    assert {"wait_timeout": 28800.0} == watched.snapshot().inactivity_limit_seconds
+    leaked = engine.connect()
+    del leaked
+    gc.collect()
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert (1, 2, {}) == (snapshot.leaks_total, snapshot.checkouts_total, moved(snapshot.closes_total))
+    engine.dispose()
+    assert {"disposed": 1} == moved(watched.snapshot().closes_total)
+
+
+def test_static_pool(registry: CollectorRegistry) -> None:
+    """A pool of one connection has the size 1 and no queue."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    watched = watch(engine, registry=registry)
+    with engine.connect():
+        pass
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert (1, 1, float("inf")) == (snapshot.size, snapshot.connections_limit, snapshot.checkout_timeout_seconds)
+
+
+def test_one_connection_a_thread(registry: CollectorRegistry) -> None:
+    """A pool that hands a thread the connection it already has makes one checkout of two calls."""
+    engine = create_engine("sqlite://")
+    watched = watch(engine, registry=registry)
+    first, second = engine.raw_connection(), engine.raw_connection()
+    assert first is second
+    assert (1, 1) == (watched.snapshot().checkouts_total, watched.snapshot().connections["checked_out"])
+    first.close()
+    second.close()
+    assert_books(watched.snapshot())
+
+
+def test_creator(registry: CollectorRegistry) -> None:
+    """With a creator no attempt is timed, and a reconnect that fails closes for the reason it was tried for."""
+    answers = iter([True, False, True])
+
+    def create() -> sqlite3.Connection:
+        if not next(answers):
+            message = "no database"
+            raise sqlite3.OperationalError(message)
+        return sqlite3.connect(":memory:", check_same_thread=False)
+
+    engine = create_engine("sqlite://", creator=create, poolclass=QueuePool, pool_recycle=60)
+    watched = watch(engine, registry=registry)
+    engine.raw_connection().close()
+    age(watched, 61)
+    with pytest.raises(sqlite3.OperationalError):
+        engine.raw_connection()
+    engine.raw_connection().close()
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert {"recycle": 1} == moved(snapshot.closes_total) == moved(snapshot.reconnects_total)
+    assert (0, {"other": 1}) == (snapshot.connect_duration_seconds.count, moved(snapshot.checkout_failures_total))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_applications_own_way_to_connect(registry: CollectorRegistry, *, before: bool) -> None:
+    """A do_connect listener that makes the connection itself hides the attempt if it was there first, and only that."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+
+    def connect(*_: Any) -> sqlite3.Connection:
+        return sqlite3.connect(":memory:", check_same_thread=False)
+
+    if before:
+        event.listen(engine, "do_connect", connect)
+    watched = watch(engine, registry=registry)
+    if not before:
+        event.listen(engine, "do_connect", connect)
+    engine.raw_connection().close()
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert (1, 0 if before else 1) == (snapshot.connects_total, snapshot.connect_duration_seconds.count)
+
+
+def test_set_up_that_fails(registry: CollectorRegistry) -> None:
+    """A connection that the application's connect listener refuses is closed as failed, though no event says so."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_recycle=60)
+    watched = watch(engine, registry=registry)
+    engine.raw_connection().close()
+    refusals = iter([True, True])
+
+    @event.listens_for(engine, "connect")
+    def refuse(_dbapi: Any, _record: Any) -> None:
+        if next(refusals, False):
+            raise exc.InvalidRequestError
+
+    age(watched, 61)
+    for _ in range(2):
+        with pytest.raises(exc.InvalidRequestError):
+            engine.raw_connection()
+    engine.raw_connection().close()
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert 4 == snapshot.connects_total
+    assert 3 == sum(snapshot.closes_total.values())
+    assert {"recycle": 1} == moved(snapshot.reconnects_total)
