@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prometheus_client import CollectorRegistry
 from sqlalchemy import event, text
@@ -22,6 +21,7 @@ from panels_support import DASHBOARDS, TARGETS
 from poolwatch import PoolWatchMiddleware, watch
 from poolwatch.catalog import PREFIX
 from poolwatch.demo.servers import MariaDB, Prometheus, free_port, poll
+from support import served
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -263,20 +263,8 @@ def staged(mariadb: MariaDB, pools: Sequence[Pool]) -> Iterator[Stage]:
         stack.callback(stage.end)
         for pool in pools:
             portal.call(stage.open, pool)
-        stack.enter_context(_served(portal, uvicorn.Config(app, port=port, log_config=None, ws="none")))
+        stack.enter_context(served(portal, app, port))
         instance = f"127.0.0.1:{port}"
         rules = (DASHBOARDS / "alerts.yml",)
         stage.attach(stack.enter_context(Prometheus({JOB: instance}, rules=rules)), instance)
         yield stage
-
-
-@contextmanager
-def _served(portal: BlockingPortal, config: uvicorn.Config) -> Iterator[None]:
-    server = uvicorn.Server(config)
-    serving = portal.start_task_soon(server.serve)
-    try:
-        assert poll(lambda: server.started or serving.done())
-        yield
-    finally:
-        server.should_exit = True
-        serving.result(PATIENCE)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+import uvicorn
 from sqlalchemy import text
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from poolwatch.demo.servers import poll
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from anyio.from_thread import BlockingPortal
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from starlette.types import ASGIApp
 
     from poolwatch import PoolSnapshot, Watch
     from poolwatch.demo.servers import MariaDB
@@ -87,3 +93,16 @@ def age(watched: Watch, seconds: float) -> None:
         record = slot.record()
         assert record is not None
         record.starttime -= seconds
+
+
+@contextmanager
+def served(portal: BlockingPortal, app: ASGIApp, port: int, **options: Any) -> Iterator[None]:
+    """Serve *app* with a real uvicorn in *portal*'s event loop; *options* are its own."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, **{"ws": "none", **options}))
+    serving = portal.start_task_soon(server.serve)
+    try:
+        assert poll(lambda: server.started or serving.done())
+        yield
+    finally:
+        server.should_exit = True
+        serving.result(DEADLINE)

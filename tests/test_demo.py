@@ -24,6 +24,9 @@ from poolwatch.demo.terminal import LogTail, Stop
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# What is shown is the newest versions' doing.
+pytestmark = pytest.mark.tooling
+
 _SECONDS = 60.0
 
 # The same in a tenth of the time.
