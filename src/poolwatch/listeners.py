@@ -219,7 +219,7 @@ class PoolListeners:
     def on_invalidate(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None) -> None:
         """Remember why the ``close`` that follows will come; *error* is ``None`` for a call without one."""
         slot = self._slot(record)
-        slot.fate = reasons.of_invalidation(error, self._errors, returning=slot.reset is not None)
+        slot.fate = reasons.of_invalidation(error, self._errors, in_use=record.in_use, returning=slot.reset is not None)
         self._ledger.count("invalidations_total", "hard")
         if isinstance(error, exc.DisconnectionError) and error.invalidate_pool:
             self._condemn_others(record)

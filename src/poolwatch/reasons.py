@@ -15,19 +15,26 @@ if TYPE_CHECKING:
 
 
 def of_invalidation(
-    error: BaseException | None, dbapi_errors: tuple[type[BaseException], ...], *, returning: bool
+    error: BaseException | None,
+    dbapi_errors: tuple[type[BaseException], ...],
+    *,
+    in_use: bool,
+    returning: bool,
 ) -> str:
     """Return the reason that an ``invalidate`` event with *error* gives to the ``close`` that follows.
 
     Args:
         error: The event's; ``None`` for a call without one, and when SQLAlchemy gives up after two attempts.
         dbapi_errors: The driver's own classes.
+        in_use: The record is checked out; before that the connection is still being set up.
         returning: A ``reset`` event came before: the connection was being given back.
     """
     if error is None:
         return "invalidated"
     if not isinstance(error, Exception):
         return "cancelled"
+    if not in_use:
+        return "failed"
     if returning:
         return "reset_failed"
     if isinstance(error, exc.DisconnectionError) and not hasattr(error, MEANT):
