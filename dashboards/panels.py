@@ -22,6 +22,7 @@ from promql import (
     POOL,
     PROCESS,
     age,
+    closed,
     finite,
     fullness,
     left,
@@ -108,15 +109,15 @@ NOW = Row(
             title="Next unprotected close in",
             question=(
                 "When will the server close an idle connection that nothing replaces first? Time"
-                " left, and what that is of the limit. Below 0: the limit has passed. The next"
-                " request that gets it fails. 'no deadline': nothing idle is unprotected, no limit"
-                " is known, or all are closed already and count on the right."
+                " left, and what that is of the limit. Below 0: the limit has passed; 0: it has closed"
+                " one already. The next request that gets it fails. 'no deadline': nothing idle is"
+                " unprotected, or no limit is known."
             ),
             unit="s",
             width=4,
             queries=(
-                Query(expr=f"min({left(*UNPROTECTED)})", legend="left", instant=True),
-                Query(expr=f"min({share_left('false')})", legend="of the limit", instant=True),
+                Query(expr=f"min({left(*UNPROTECTED)} or {closed()})", legend="left", instant=True),
+                Query(expr=f"min({share_left('false')} or {closed()})", legend="of the limit", instant=True),
             ),
             defaults={"noValue": "no deadline", "decimals": 0},
             options=NAMED | {"orientation": "horizontal"},

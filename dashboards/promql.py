@@ -66,6 +66,12 @@ def share_left(protected: str) -> str:
     return f"({numerator}) / ignoring (state, protected) group_left () {limit}"
 
 
+def closed() -> str:
+    """Return 0 for each process with an idle connection that is closed already, with nothing to replace it."""
+    dead = of("timeout_risk_connections", 'state="idle"', 'risk="dead"')
+    return f"({dead} > 0) * 0"
+
+
 def age(family: str) -> str:
     """Return the seconds since the moment that *family* holds."""
     return f"time() - {finite(of(family))}"
