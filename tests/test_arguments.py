@@ -34,6 +34,7 @@ def engine() -> AsyncEngine:
         ({"inactivity_limit": 0}, ArgumentError, ["inactivity_limit", "0", "positive"]),
         ({"inactivity_limit": float("inf")}, ArgumentError, ["inactivity_limit", "inf"]),
         ({"inactivity_limit": float("nan")}, ArgumentError, ["inactivity_limit", "nan"]),
+        ({"inactivity_limit": 10**400}, ArgumentError, ["inactivity_limit"]),
         ({"inactivity_limit": True}, ArgumentTypeError, ["inactivity_limit", "bool"]),
         ({"inactivity_limit": "350"}, ArgumentTypeError, ["inactivity_limit", "str"]),
         ({"server_limits": 1}, ArgumentTypeError, ["server_limits", "int", "bool"]),

@@ -11,7 +11,7 @@ from sqlalchemy import event, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from poolwatch import watch
-from support import age, assert_books, assert_true_on, moved, run, until, use
+from support import age, assert_books, assert_true_on, fill, moved, run, until, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,6 +176,50 @@ async def test_listener_of_the_application_that_refuses(
         await connection.execute(text("SELECT 1"))
     snapshot = await assert_true_on(mariadb, watched)
     assert (1, {"invalidated": 1}) == (snapshot.checkouts_total, moved(snapshot.closes_total))
+
+
+async def test_listener_of_the_application_that_condemns_all(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """An application that invalidates the pool at checkout is not taken for a ping that failed."""
+    engine = make_engine(pool_pre_ping=True)
+    watched = watch(engine, registry=registry)
+    await fill(engine, 2)
+    refusals = iter([True])
+
+    @event.listens_for(engine.sync_engine, "checkout", insert=True)
+    def refuse(_dbapi: Any, _record: Any, _proxy: Any) -> None:
+        if next(refusals, False):
+            raise exc.InvalidatePoolError
+
+    for _ in range(2):
+        await use(engine)
+    snapshot = await assert_true_on(mariadb, watched)
+    assert {"invalidated": 1, "pool_invalidated": 1} == moved(snapshot.closes_total)
+    assert {"hard": 1, "pool": 1} == moved(snapshot.invalidations_total)
+
+
+async def test_failures_are_told_apart(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """A failure after a failed attempt to connect, in the same task, is judged by itself."""
+    engine = make_engine()
+    watched = watch(engine, registry=registry)
+    problems = iter([exc.InvalidRequestError("before"), None, exc.InvalidRequestError("after")])
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def refuse(*_: Any) -> None:
+        if problem := next(problems, None):
+            raise problem
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def fail(*_: Any) -> None:
+        if problem := next(problems, None):
+            raise problem
+
+    for _ in range(2):
+        with pytest.raises(exc.InvalidRequestError):
+            await use(engine)
+    assert {"connect": 1, "other": 1} == moved(watched.snapshot().checkout_failures_total)
+    assert 1 == watched.snapshot().connect_failures_total
 
 
 async def test_listener_of_the_application_that_fails(

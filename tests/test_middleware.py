@@ -12,11 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from poolwatch import PoolWatchMiddleware, watch
+from poolwatch import ConflictError, PoolWatchMiddleware, watch
+from poolwatch.listeners import PoolListeners
 from poolwatch.watch import watches
 
 if TYPE_CHECKING:
@@ -171,7 +173,8 @@ async def test_authorize(registry: CollectorRegistry, engine: AsyncEngine, *, sy
     app = application(engine=engine, registry=registry, authorize=allowed if sync else allowed_later)
     async with client(app) as http:
         assert 403 == (await http.get("/metrics")).status_code
-        assert 403 == (await http.head("/metrics", headers={"authorization": "Bearer wrong"})).status_code
+        refused = await http.head("/metrics", headers={"authorization": "Bearer wrong"})
+        assert (403, b"") == (refused.status_code, refused.content)
         assert 200 == (await http.get("/metrics", headers={"authorization": "Bearer right"})).status_code
         assert "hello" == (await http.get("/")).text
 
@@ -240,14 +243,62 @@ async def test_websocket(registry: CollectorRegistry, engine: AsyncEngine) -> No
 
 
 async def test_startup_fails_loudly(engine: AsyncEngine, registry: CollectorRegistry) -> None:
-    """A pool that cannot be watched stops the server's start with the reason, and no later request."""
-    Gauge("sqlalchemy_pool_size", "Somebody else's.", registry=registry)
+    """A pool that cannot be watched stops the server's start with the reason, each time, and leaves nothing watched."""
+    other = create_async_engine("mysql+aiomysql://127.0.0.1:1/other")
+    watch(engine, registry=CollectorRegistry())
+    app = application(engines=[engine, other], registry=registry)
+    for _ in range(2):
+        events = Events({"type": "lifespan.startup"})
+        with pytest.raises(ConflictError):
+            await app({"type": "lifespan", "app": app, "state": {}}, events.receive, events.send)
+        (message,) = events.messages
+        assert "lifespan.startup.failed" == message["type"]
+        assert "'shop'" in message["message"]
+        assert [] == watches(registry)
+
+
+async def test_one_engine_that_cannot_be_watched(
+    engine: AsyncEngine, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a lifespan the other engines are watched all the same."""
+    other = create_async_engine("mysql+aiomysql://127.0.0.1:1/other")
+    watch(engine, registry=CollectorRegistry())
+    async with client(application(engines=[engine, other], registry=registry)) as http:
+        assert "hello" == (await http.get("/")).text
+    assert ["other"] == [each.name for each in watches(registry)]
+    assert 1 == len([each for each in caplog.records if "'shop'" in each.getMessage()])
+
+
+async def test_a_mistake_of_ours(
+    engine: AsyncEngine,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error inside poolwatch stops neither the start nor a request, and leaves the pool as it was."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PoolListeners, "attach", fail)
     app = application(engine=engine, registry=registry)
-    events = Events({"type": "lifespan.startup"})
+    events = Events({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
     await app({"type": "lifespan", "app": app, "state": {}}, events.receive, events.send)
-    (message,) = events.messages
-    assert "lifespan.startup.failed" == message["type"]
-    assert "sqlalchemy_pool_size" in message["message"]
+    assert ["lifespan.startup.complete", "lifespan.shutdown.complete"] == events.sent
+    async with client(app) as http:
+        assert "hello" == (await http.get("/")).text
+    assert AsyncAdaptedQueuePool is type(engine.pool)
+    assert {logging.ERROR} == {each.levelno for each in caplog.records if each.name == "poolwatch"}
+
+
+async def test_both_forms_together(engine: AsyncEngine, registry: CollectorRegistry) -> None:
+    """A watch() in the lifespan of an application whose middleware has the engine too may say what that left open."""
+    async with client(application(engine=engine, registry=registry)) as http:
+        await http.get("/")
+        watched = watch(engine, name="orders", inactivity_limit=350, registry=registry)
+        text = (await http.get("/metrics")).text
+    assert [watched] == watches(registry)
+    assert 'sqlalchemy_pool_inactivity_limit_seconds{pool="orders",source="configured"} 350.0' in text
 
 
 async def test_without_a_lifespan_nobody_fails(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,6 +125,33 @@ async def test_death_seen_on_aiomysqls_streams(mariadb: MariaDB, make_engine: Ca
         mariadb.kill(number)
         await until(lambda: bool(server.is_dead(engine.dialect, driver)), "the end of the stream")
         await connection.invalidate()
+
+
+class GoodbyeSaid:
+    """Stands for an aiomysql connection to a MySQL 8 server, which cannot be had here, after its goodbye packet.
+
+    The packet is one of error 4031 with sequence number 0, as MySQL 8.0.24 and later send before they close.
+    """
+
+    def __init__(self) -> None:
+        self._reader = asyncio.StreamReader()
+        self._writer = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: False))
+
+    def say_goodbye(self) -> None:
+        """Receive the packet and the end of the stream."""
+        message = b"\xff\xbf\x0f#HY000The client was disconnected by the server because of inactivity."
+        self._reader.feed_data(len(message).to_bytes(3, "little") + b"\0" + message)
+        self._reader.feed_eof()
+
+
+@pytest.mark.anyio
+async def test_goodbye_of_mysql_8() -> None:
+    """A packet that nobody asked for is the server's last word, though the end of the stream lies behind it."""
+    dialect, driver = create_async_engine("mysql+aiomysql://127.0.0.1:1/app").dialect, GoodbyeSaid()
+    assert False is server.is_dead(dialect, driver)
+    driver.say_goodbye()
+    assert True is server.is_dead(dialect, driver)
+    assert None is server.is_dead(dialect, None)
 
 
 def test_other_drivers_cannot_tell() -> None:

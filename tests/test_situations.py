@@ -93,6 +93,24 @@ async def test_killed_while_idle(mariadb: MariaDB, make_engine: MakeEngine, regi
     assert {"hard": 1, "soft": 0, "pool": 1} == snapshot.invalidations_total
 
 
+@pytest.mark.parametrize("recycle", [-1, 3600])
+async def test_all_killed(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry, recycle: int) -> None:
+    """Dead connections are at risk however short pool_recycle is, until a user's error condemns them all."""
+    engine = make_engine(pool_recycle=recycle)
+    watched = watch(engine, registry=registry)
+    for number in await fill(engine, 3):
+        mariadb.kill(number)
+    await until(lambda: watched.snapshot().connections["dead"] == 3, "dead connections")
+    assert 3 == watched.snapshot().timeout_risk_connections["idle", "dead"]
+    with pytest.raises(exc.OperationalError):
+        await use(engine)
+    snapshot = watched.snapshot()
+    assert 2 == snapshot.connections["dead"] == snapshot.timeout_risk_connections["idle", "protected"]
+    for _ in range(2):
+        await use(engine)
+    await assert_true_on(mariadb, watched)
+
+
 async def test_killed_with_pre_ping(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
     """With pre-ping nobody meets a killed connection, and the books say that the ping found it."""
     engine = make_engine(pool_pre_ping=True)

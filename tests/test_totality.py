@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import create_engine, event
+from sqlalchemy.exc import TimeoutError  # noqa: A004
 from sqlalchemy.pool import QueuePool
 
 from poolwatch import watch
-from poolwatch.ledger import FOLD_AT, Ledger
+from poolwatch.ledger import FOLD_AT, SWEEP_AT, Ledger
 from poolwatch.listeners import PoolListeners
 from poolwatch.reader import PoolReader
-from support import assert_books, run, use
+from support import assert_books, moved, run, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,9 +126,12 @@ async def test_the_hot_path_that_fails(mariadb: MariaDB, make_engine: MakeEngine
 
 @pytest.mark.anyio
 async def test_a_reader_that_fails(
-    make_engine: MakeEngine, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+    make_engine: MakeEngine,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A pool that cannot be read loses its own series and nobody else's."""
+    """A pool that cannot be read loses its own series and nobody else's, and one line says so."""
     broken, whole = make_engine(pool_logging_name="broken"), make_engine(pool_logging_name="whole")
     watch(broken, registry=registry)
     watch(whole, registry=registry)
@@ -137,7 +141,10 @@ async def test_a_reader_that_fails(
         return fail() if engine is broken.sync_engine else read(reader, engine)
 
     monkeypatch.setattr(PoolReader, "read", read_one)
-    assert None is registry.get_sample_value("sqlalchemy_pool_size", {"pool": "broken"})
+    for _ in range(2):
+        assert None is registry.get_sample_value("sqlalchemy_pool_size", {"pool": "broken"})
+    (record,) = [each for each in caplog.records if each.name == "poolwatch"]
+    assert "'broken'" in record.getMessage()
     assert 5.0 == registry.get_sample_value("sqlalchemy_pool_size", {"pool": "whole"})
 
 
@@ -174,8 +181,21 @@ def test_listeners_inside_the_garbage_collector(registry: CollectorRegistry) -> 
     assert_books(snapshot)
 
 
-def test_collected_in_every_listener(registry: CollectorRegistry) -> None:
-    """A collection at any allocation inside our listeners, with a leak waiting each time, keeps the books true."""
+def test_counting_waits_that_fails(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is ours before the pool is asked is kept from the caller too."""
+    engine = free_engine(pool_size=1, max_overflow=0, pool_timeout=0)
+    watched = watch(engine, registry=registry)
+    held = engine.raw_connection()
+    with monkeypatch.context() as patched:
+        patched.setattr(watched._ledger, "count", fail)
+        with pytest.raises(TimeoutError):
+            engine.raw_connection()
+    held.close()
+    assert 1 == watched.snapshot().internal_errors_total
+
+
+def test_collected_in_the_middle_of_returns(registry: CollectorRegistry) -> None:
+    """A collection in the middle of every return, with a leak waiting each time, keeps the books true."""
     engine = free_engine(pool_size=3)
     watched = watch(engine, registry=registry)
 
@@ -219,6 +239,19 @@ def test_memory_stays_flat(registry: CollectorRegistry) -> None:
     # A float is 24 bytes and its place in a list 8: what may wait to be folded.
     assert after - before < 3 * FOLD_AT * 40
     assert 3 * FOLD_AT + 1 == watched.snapshot().checkouts_total
+
+
+def test_memory_of_disposed_pools_stays_flat(registry: CollectorRegistry) -> None:
+    """Nobody reads, and connections that went with their pools are forgotten all the same."""
+    engine = free_engine()
+    watched = watch(engine, registry=registry)
+    for _ in range(3 * SWEEP_AT):
+        engine.raw_connection().close()
+        engine.dispose()
+    assert len(watched._ledger.slots) <= SWEEP_AT
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert {"disposed": 3 * SWEEP_AT} == moved(snapshot.closes_total)
 
 
 def test_threads(registry: CollectorRegistry) -> None:

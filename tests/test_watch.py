@@ -118,8 +118,12 @@ def test_an_engine_that_is_gone(registry: CollectorRegistry) -> None:
 def test_second_opinion(registry: CollectorRegistry) -> None:
     """A second call may leave arguments out or repeat them; another value raises, naming both."""
     engine = nowhere()
-    watched = watch(engine, name="orders", inactivity_limit=350, registry=registry)
-    assert watched is watch(engine) is watch(engine, name="orders", inactivity_limit=350.0, server_limits=True)
+    watched = watch(engine, registry=registry)
+    assert watched is watch(engine, name="orders") is watch(engine, inactivity_limit=350)
+    assert "orders" == watched.name
+    assert {"configured": 350} == watched.snapshot().inactivity_limit_seconds
+    assert watched is watch(engine) is watch(engine, name="orders", inactivity_limit=350.0)
+    assert watched is watch(engine, server_limits=True, per_connection=False)
     for other in ({"name": "sales"}, {"inactivity_limit": 60}, {"server_limits": False}, {"per_connection": True}):
         with pytest.raises(ConflictError, match="'orders'.*" + next(iter(other))):
             watch(engine, **other)
@@ -220,6 +224,67 @@ async def test_watched_again_while_the_old_one_leaves(
     snapshot = await assert_true_on(mariadb, new)
     # The caller who queued before is not the new watch's.
     assert 2 == snapshot.checkouts_total
+
+
+async def test_watched_again_while_a_caller_stands_in_our_listener(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close() and watch() during somebody's first checkout fail nobody; the new watch begins when the old has left."""
+    engine = make_engine()
+    watched = [watch(engine, registry=registry)]
+    ask = server.ask_limits
+
+    def change_and_ask(dialect: Any, dbapi: Any) -> server.ServerLimits:
+        monkeypatch.setattr(server, "ask_limits", ask)
+        for _ in range(2):
+            watched[-1].close()
+            watched.append(watch(engine, registry=registry))
+            assert 0 == watched[-1].snapshot().connects_total
+        return ask(dialect, dbapi)
+
+    monkeypatch.setattr(server, "ask_limits", change_and_ask)
+    assert 1 == await use(engine)
+    assert 1 == await use(engine)
+    snapshot = await assert_true_on(mariadb, watched[-1])
+    assert 1 == snapshot.connections["idle"]
+    watched[-1].close()
+    await engine.dispose()
+    assert [] == list(engine.pool.dispatch.checkout)
+
+
+async def test_a_caller_who_queued_before(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A caller who began to wait before anybody watched is booked as holding a connection once he has it."""
+    engine = make_engine(pool_size=1, max_overflow=0)
+    first = await engine.connect()
+    waiting = asyncio.create_task(engine.connect().start())
+    await until(lambda: bool(engine.pool._pool._queue._getters), "a caller who waits")  # type: ignore[attr-defined]
+    watched = watch(engine, registry=registry)
+    await first.close()
+    second = await waiting
+    snapshot = await assert_true_on(mariadb, watched)
+    assert (1, 2) == (snapshot.connections["checked_out"], snapshot.checkouts_total)
+    assert float("inf") > snapshot.longest_hold_timestamp_seconds
+    await second.close()
+    await assert_true_on(mariadb, watched)
+
+
+def test_an_emptied_registry(registry: CollectorRegistry) -> None:
+    """A registry that a test fixture has emptied neither breaks close() nor hides pools that are watched later."""
+    first, second = nowhere(pool_logging_name="first"), nowhere(pool_logging_name="second")
+    watched = watch(first, registry=registry)
+    for collector in list(registry._collector_to_names):
+        registry.unregister(collector)
+    watch(second, registry=registry)
+    assert b'pool="second"' in generate_latest(registry)
+    for collector in list(registry._collector_to_names):
+        registry.unregister(collector)
+    watched.close()
+    watch(second).close()
+    for engine in (first, second):
+        assert AsyncAdaptedQueuePool is type(engine.pool)
+        assert [] == list(engine.pool.dispatch.checkout)
 
 
 async def test_another_tool_replaces_the_class(

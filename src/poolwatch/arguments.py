@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -11,6 +10,8 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from poolwatch.errors import ArgumentError, ArgumentTypeError
+
+_CENTURY = 100 * 365.25 * 86400
 
 AnyEngine = Engine | AsyncEngine
 
@@ -64,8 +65,9 @@ def options(**given: Any) -> dict[str, Any]:
         msg = "name must not be empty: it tells pools apart in every series; leave it out for the database's name"
         raise ArgumentError(msg)
     limit = chosen.get("inactivity_limit", 1.0)
-    if not (isfinite(limit) and limit > 0):
-        msg = f"inactivity_limit must be a positive number of seconds, got {limit!r}; leave it out if none is known"
+    # An integer of any length is below inf; no longer wait than this is ever meant.
+    if not 0 < limit < _CENTURY:
+        msg = f"inactivity_limit must be a positive number of seconds, below a century, got {limit!r}; leave it out if none is known"
         raise ArgumentError(msg)
     return chosen
 

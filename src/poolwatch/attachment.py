@@ -41,8 +41,9 @@ class Watch:
         engine: Engine,
         *,
         name: str,
-        options: Mapping[str, Any],
+        options: dict[str, Any],
         forget: Callable[[Watch], None],
+        after: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -50,11 +51,15 @@ class Watch:
         self.options = options
         self._forget = forget
         self._engine = weakref.ref(engine)
-        self._closed = False
-        self._logged = False
+        self._closed = self._attached = self._logged = False
+        self._successor: Watch | None = None
         self._ledger = Ledger(clock=clock, wall=wall)
-        self._timer = TimedPool(self._ledger, leave=self._detach)
-        self._attach(engine)
+        self._prepare(engine)
+        if after is None:
+            self._attach(engine)
+        else:
+            # SQLAlchemy's lists of listeners must not change while a caller stands in one of them.
+            after._successor = self  # noqa: SLF001
 
     def __repr__(self) -> str:
         return f"<Watch {self.name!r}{' closed' if self._closed else ''}>"
@@ -66,6 +71,11 @@ class Watch:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it was closed while callers were inside ``pool.connect()``, and still listens for their sake."""
+        return self._closed and self._attached
 
     @property
     def engine(self) -> Engine | None:
@@ -83,7 +93,12 @@ class Watch:
             msg = f"pool {self.name!r} is no longer watched; call watch(engine) again"
             raise WatchClosedError(msg)
         snapshot, trouble = self._reader.read(engine)
-        if trouble is not None and not self._logged:
+        if trouble is not None:
+            self._log(trouble)
+        return snapshot
+
+    def _log(self, trouble: str) -> None:
+        if not self._logged:
             self._logged = True
             logger.error(
                 "poolwatch: an error of its own was kept from the application, pool %r: %s. The figures may be off;"
@@ -91,7 +106,12 @@ class Watch:
                 self.name,
                 trouble,
             )
-        return snapshot
+
+    def adjust(self, given: Mapping[str, Any]) -> None:
+        """Take over options that nobody had an opinion on before."""
+        self.options |= given
+        self._listeners.server_limits = self.options["server_limits"] is not False
+        self._reader.configure(self.options["inactivity_limit"], per_connection=bool(self.options["per_connection"]))
 
     def collect(self) -> PoolSnapshot | None:
         """Return a snapshot for a scrape; ``None`` if there is none to be had."""
@@ -100,23 +120,28 @@ class Watch:
         except WatchClosedError:
             return None
         except Exception as error:  # noqa: BLE001
+            # Logged here: the family that counts it is lost with the pool's others.
+            self._log(describe("snapshot", error))
             self._ledger.trouble(describe("snapshot", error))
             return None
 
     def close(self) -> None:
         """Stop listening, remove the series and give the pool its class back. A second call does nothing.
 
-        Where callers are inside ``pool.connect()`` at this moment, the listeners stay until the last has left.
+        Where callers are inside ``pool.connect()`` at this moment, the listeners stay until the last has left. A task
+        or thread that stands in somebody else's ``reset`` listener at this moment is not known to us: SQLAlchemy's
+        lists of listeners must not change then, so close when connections are not being returned.
         """
         if self._closed:
             return
         self._closed = True
-        self._forget(self)
         if self._timer.stop():
             self._detach()
+        self._forget(self)
 
-    def _attach(self, engine: Engine) -> None:
+    def _prepare(self, engine: Engine) -> None:
         pool = engine.pool
+        self._timer = TimedPool(self._ledger, leave=self._detach)
         try:
             self._timer.install(pool)
         except TypeError as error:
@@ -131,19 +156,21 @@ class Watch:
             self._ledger,
             engine.dialect,
             privates.settings(pool),
-            server_limits=self.options["server_limits"],
             timed=self._timer.installed,
         )
-        self._reader = PoolReader(
-            self._ledger,
-            inactivity_limit=self.options["inactivity_limit"],
-            per_connection=self.options["per_connection"],
-            timed=self._timer.installed,
-        )
-        self._listeners.attach(engine)
-        for record in gc.get_referrers(pool):
-            if isinstance(record, ConnectionPoolEntry) and record.dbapi_connection is not None:
-                self._adopt(record)
+        self._reader = PoolReader(self._ledger, timed=self._timer.installed)
+        self.adjust({})
+
+    def _attach(self, engine: Engine) -> None:
+        self._attached = True
+        try:
+            self._listeners.attach(engine)
+            for record in gc.get_referrers(engine.pool):
+                if isinstance(record, ConnectionPoolEntry) and record.dbapi_connection is not None:
+                    self._adopt(record)
+        except Exception:
+            self._detach()
+            raise
 
     def _adopt(self, record: ConnectionPoolEntry) -> None:
         slot = self._listeners.adopt(record)
@@ -157,6 +184,8 @@ class Watch:
 
     def _detach(self) -> None:
         engine = self._engine()
+        successor, self._successor = self._successor, None
+        self._attached = False
         if engine is not None:
             self._listeners.detach(engine)
             self._timer.restore(engine.pool)
@@ -164,3 +193,5 @@ class Watch:
             record = slot.record()
             if record is not None and record.record_info is not None:
                 record.record_info.pop(self._ledger.key, None)
+        if engine is not None and successor is not None and not successor._closed:  # noqa: SLF001
+            successor._attach(engine)  # noqa: SLF001

@@ -214,15 +214,15 @@ CATALOG: tuple[Metric, ...] = (
     Metric(
         "checkout_failures_total",
         "counter",
-        "Callers who got no connection: timeout (the pool stayed full), connect (refused or unreachable), cancelled,"
-        " other.",
+        "Callers who got no connection: timeout (the pool stayed full), connect (refused or unreachable; other where"
+        " the engine has a custom creator), cancelled, other.",
         (Label("reason", FAILURES),),
     ),
     Metric("connects_total", "counter", "Connections established."),
     Metric(
         "connect_failures_total",
         "counter",
-        "Attempts to connect that ended in an error; cancelled ones are not among them.",
+        "Attempts to connect that ended in an error; cancelled ones and those of a custom creator are not among them.",
     ),
     Metric(
         "reconnects_total",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from poolwatch.histogram import HistogramSnapshot
 
 FOLD_AT = 10_000
+SWEEP_AT = 500
 _JITTER = 0.01
 _numbers = count()
 
@@ -188,6 +189,8 @@ class Ledger:
         slot.opened = slot.active = self.clock()
         slot.opened_at = opened_at
         self.slots[slot.serial] = slot
+        if len(self.slots) % SWEEP_AT == 0:
+            self._sweep()
         self.count("connects_total")
         if slot.replaces in REPLACED:
             self.count("reconnects_total", slot.replaces)
@@ -242,6 +245,13 @@ class Ledger:
             counts["checkouts_total",] += self.checkouts.snapshot().count
             counts["checkout_failures_total", "timeout"] += self.timeouts.snapshot().count
             return counts, durations, self._trouble
+
+    def _sweep(self) -> None:
+        """Book connections that went with their records, for pools that nobody reads."""
+        for slot in list(self.slots.values()):
+            if slot.record() is None:
+                self.given_back(slot, self.clock())
+                self.closed(slot, "failed" if slot.fresh else "disposed")
 
     def _fold(self) -> None:
         batch = self._events[:]

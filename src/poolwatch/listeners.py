@@ -37,8 +37,10 @@ class PoolListeners:
         ledger: Where events are booked.
         dialect: The engine's.
         settings: Its pool's.
-        server_limits: Ask the server for each session's limits, once, at the connection's first checkout.
         timed: ``pool.connect()`` is timed and books the beginning of holds; otherwise the ``checkout`` event does.
+
+    Attributes:
+        server_limits: Ask the server for each session's limits, once, at the connection's first checkout.
     """
 
     def __init__(
@@ -47,14 +49,13 @@ class PoolListeners:
         dialect: Dialect,
         settings: privates.PoolSettings,
         *,
-        server_limits: bool,
         timed: bool,
     ) -> None:
         self._ledger = ledger
         self._clock = ledger.clock
         self._dialect = dialect
         self._settings = settings
-        self._server_limits = server_limits
+        self.server_limits = True
         # aiosqlite and some test doubles are modules without it.
         self._errors: tuple[type[BaseException], ...] = (getattr(dialect.loaded_dbapi, "Error", exc.DBAPIError),)
         # Under AUTOCOMMIT such a dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
@@ -80,7 +81,8 @@ class PoolListeners:
     def attach(self, engine: Engine) -> None:
         """Listen on *engine*."""
         for name, door in self._doors.items():
-            event.listen(engine, name, door)
+            # First, so that a connection is in the books before a listener of the application's refuses it.
+            event.listen(engine, name, door, insert=name == "connect")
 
     def detach(self, engine: Engine) -> None:
         """Stop listening on *engine*."""
@@ -95,6 +97,7 @@ class PoolListeners:
         ledger.opened(slot, privates.established_at(record))
         slot.active = None
         slot.fresh = False
+        slot.pings = server.ping_works(self._dialect)
         return slot
 
     def _door(self, name: str, handler: Callable[..., None]) -> Callable[..., None]:
@@ -163,7 +166,7 @@ class PoolListeners:
         slot.fresh = False
         slot.arrived = slot.asked = True
         slot.pings = server.ping_works(self._dialect)
-        if self._server_limits:
+        if self.server_limits:
             self._ask(slot, dbapi)
 
     def _ask(self, slot: Slot, dbapi: DBAPIConnection) -> None:

@@ -68,44 +68,46 @@ class PoolWatchMiddleware:
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        if self._made is None:
-            self._watch_or_log()
+        error = self._watch()
+        if error is not None:
+            logger.error("poolwatch: a pool is not watched, requests are served without: %s", error)
         if self._path is not None and scope["type"] == "http" and _path_below_root(scope) == self._path:
             await self._scrape(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = self._watch()
         try:
-            self._watch()
-        except PoolwatchError as error:
-            # Raised from here, servers would take it for an application without a lifespan and go on.
-            await receive()
-            await send({"type": "lifespan.startup.failed", "message": f"poolwatch: {error}"})
-            return
-        try:
+            if error is not None:
+                # Without this, servers take it for an application that has no lifespan, and go on.
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": f"poolwatch: {error}"})
+                raise error
             await self.app(scope, receive, send)
         finally:
             made, self._made = self._made, None
             for each in made or ():
                 each.close()
 
-    def _watch(self) -> None:
+    def _watch(self) -> PoolwatchError | None:
+        """Watch every engine that can be; return the first mistake of the operator's."""
         if self._made is not None:
-            return
+            return None
         made: list[Watch] = []
         self._made = made
+        mistake: PoolwatchError | None = None
         for name, engine in self._engines:
             before = watches(self._registry)
-            watched = watch(engine, name=name, registry=self._registry)
-            if watched not in before:
-                made.append(watched)
-
-    def _watch_or_log(self) -> None:
-        try:
-            self._watch()
-        except PoolwatchError:
-            logger.exception("poolwatch: a pool is not watched; requests are served without")
+            try:
+                watched = watch(engine, name=name, registry=self._registry)
+            except PoolwatchError as error:
+                mistake = mistake or error
+            except Exception:
+                logger.exception("poolwatch: an error of its own, a pool is not watched; please report it")
+            else:
+                made += [watched] if watched not in before else []
+        return mistake
 
     async def _scrape(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
@@ -117,7 +119,7 @@ class PoolWatchMiddleware:
             if inspect.isawaitable(allowed):
                 allowed = await allowed
             if not allowed:
-                await _answer(send, 403, b"Forbidden.\n")
+                await _answer(_without_body(send) if method == "HEAD" else send, 403, b"Forbidden.\n")
                 return
         if not self._warned and not watches(self._registry):
             self._warned = True

@@ -34,18 +34,24 @@ class PoolReader:
 
     Args:
         ledger: The pool's books.
-        inactivity_limit: Seconds after which something in between drops a connection, as the operator knows;
-            ``None`` if nothing is known.
-        per_connection: Fill the families that have one series for each connection.
         timed: ``pool.connect()`` is timed; otherwise the families that need it are ``None``.
     """
 
-    def __init__(self, ledger: Ledger, *, inactivity_limit: float | None, per_connection: bool, timed: bool) -> None:
+    def __init__(self, ledger: Ledger, *, timed: bool) -> None:
         self._ledger = ledger
-        self._configured = {} if inactivity_limit is None else {"configured": inactivity_limit}
-        self._per_connection = per_connection
         self._timed = timed
         self._lock = threading.Lock()
+        self.configure(None, per_connection=False)
+
+    def configure(self, inactivity_limit: float | None, *, per_connection: bool) -> None:
+        """Say what the operator knows and wants.
+
+        Args:
+            inactivity_limit: Seconds after which something in between drops a connection; ``None`` if nothing does.
+            per_connection: Fill the families that have one series for each connection.
+        """
+        self._configured = {} if inactivity_limit is None else {"configured": inactivity_limit}
+        self._per_connection = per_connection
 
     def read(self, engine: Engine) -> tuple[PoolSnapshot, str | None]:
         """Return a snapshot of *engine*'s pool, and the first error of our own if there was one."""
@@ -59,17 +65,23 @@ class PoolReader:
         """Book what no event reported: connections that are gone, or that no caller can ever reach again."""
         ledger = self._ledger
         for slot in list(ledger.slots.values()):
-            record, pending = slot.record(), ledger.pending[:]
+            # In this order: a checkout that closes a connection is pending before and after.
+            record, retiring, pending = slot.record(), slot.retiring, ledger.pending[:]
             abandoned = slot.pool() is not engine.pool
-            if slot.retiring is not None:
+            if retiring is not None:
                 # A checkout would still be under way, to connect it again.
                 if record is None or (self._timed and not pending):
-                    ledger.closed(slot, "disposed")
+                    # A return above the pool's size whose place another thread took looks like a dispose.
+                    ledger.closed(slot, "disposed" if abandoned or engine.dialect.is_async else "overflow")
             elif record is None or record.dbapi_connection is None:
                 ledger.given_back(slot, ledger.clock())
                 ledger.closed(slot, "failed" if slot.fresh else "disposed" if abandoned else "other")
             elif abandoned and not record.in_use and slot.pool() not in pending:
                 ledger.closed(slot, "disposed")
+            elif self._timed and slot.arrived and record.in_use and slot.pool() not in pending:
+                # Handed out to a caller who began to wait before we timed.
+                ledger.checkouts.observe(0.0)
+                ledger.handed_out(slot, ledger.clock())
 
     def _live(self, engine: Engine, settings: privates.PoolSettings) -> Iterator[tuple[Slot, Connection]]:
         ledger = self._ledger
@@ -79,7 +91,7 @@ class PoolReader:
                 continue
             if not record.in_use and slot.pool() is not engine.pool:
                 continue
-            state = self._state(engine, record)
+            state, condemned = self._state(engine, slot, record)
             limits = {**slot.limits, **self._configured}
             limit = min((limits[source] for source in _IDLE_SOURCES if source in limits), default=None)
             # Copied first: other threads change them.
@@ -92,19 +104,25 @@ class PoolReader:
                     held_since=None if held is None or state != "checked_out" else ledger.moment(held),
                     last_activity=None if active is None else ledger.moment(active),
                     limit=limit,
-                    protected=state != "checked_out" and _protected(slot, state, limit, settings),
+                    protected=state != "checked_out"
+                    and (condemned or _notices(slot, settings) or (state != "dead" and _recycles(settings, limit))),
                 ),
             )
 
-    def _state(self, engine: Engine, record: ConnectionPoolEntry) -> str:
+    def _state(self, engine: Engine, slot: Slot, record: ConnectionPoolEntry) -> tuple[str, bool]:
+        """Return the state, and whether the next checkout replaces the connection, which holds of dead ones too."""
         if record.in_use:
-            return "checked_out"
+            return "checked_out", False
+        condemned = privates.retirement(record) is not None
         try:
-            if server.is_dead(engine.dialect, record.driver_connection):
-                return "dead"
+            # While a connection is being set up, answers may be on their way.
+            if not slot.fresh and server.is_dead(engine.dialect, record.driver_connection):
+                return "dead", condemned
         except Exception as error:  # noqa: BLE001
-            self._ledger.trouble(describe("is_dead", error))
-        return "condemned" if privates.retirement(record) else "idle"
+            # Another thread may have closed it meanwhile.
+            if record.dbapi_connection is not None:
+                self._ledger.trouble(describe("is_dead", error))
+        return "condemned" if condemned else "idle", condemned
 
     def _snapshot(
         self, engine: Engine, settings: privates.PoolSettings, live: list[tuple[Slot, Connection]]
@@ -176,9 +194,13 @@ class PoolReader:
         }
 
 
-def _protected(slot: Slot, state: str, limit: float | None, settings: privates.PoolSettings) -> bool:
-    recycled = limit is not None and settings.recycle < limit
-    return state == "condemned" or recycled or (settings.pre_ping and slot.pings)
+def _notices(slot: Slot, settings: privates.PoolSettings) -> bool:
+    return settings.pre_ping and slot.pings
+
+
+def _recycles(settings: privates.PoolSettings, limit: float | None) -> bool:
+    # Of a living connection: it will be too old before it reaches its limit. One that is dead already may be young.
+    return limit is not None and settings.recycle < limit
 
 
 def _by_label(field: str, counts: Counter[tuple[str, ...]]) -> dict[str, int]:

@@ -49,7 +49,8 @@ def of_close(record: ConnectionPoolEntry) -> str | None:
     pool = privates.pool_of(record)
     if isinstance(pool, NullPool):
         return "unpooled"
-    return "overflow" if _is_full(pool) else None
+    # Where other threads return connections, a full pool does not tell a return from a replacement.
+    return "overflow" if _is_full(pool) and privates.retirement(record) is None else None
 
 
 def _is_full(pool: Pool | Any) -> bool:

@@ -74,14 +74,18 @@ def is_dead(dialect: Dialect, driver_connection: Any) -> bool | None:
     """Tell whether the peer has closed this connection, without I/O; ``None`` if this driver cannot tell.
 
     The event loop has already read the end of the stream or met the reset; ``_reader`` and ``_writer`` are aiomysql's
-    private names for the asyncio streams that know.
+    private names for the asyncio streams that know, ``_buffer`` is asyncio's for what nobody has read yet: MySQL 8
+    says goodbye (error 4031) before it closes, and a server says nothing else unasked. So ask only of a connection
+    that is not in use.
     """
-    if dialect.driver != "aiomysql":
+    if dialect.driver != "aiomysql" or driver_connection is None:
         return None
     reader, writer = driver_connection._reader, driver_connection._writer  # noqa: SLF001
     if reader is None or writer is None:
         return None
-    return bool(reader.at_eof() or reader.exception() is not None or writer.transport.is_closing())
+    return bool(
+        reader.at_eof() or reader._buffer or reader.exception() is not None or writer.transport.is_closing()  # noqa: SLF001
+    )
 
 
 def address(url: URL) -> str:

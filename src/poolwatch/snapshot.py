@@ -29,7 +29,6 @@ class Connection:
         last_activity: Unix time at which the server last heard from it; ``None`` if that was before we watched.
         limit: Seconds of inactivity after which it is dropped; ``inf`` for never, ``None`` if unknown.
         protected: The next checkout replaces it instead of handing it out dead.
-        slot: Its number in the per-connection series; ``None`` for one that has none.
     """
 
     state: str
@@ -38,7 +37,6 @@ class Connection:
     last_activity: float | None
     limit: float | None
     protected: bool
-    slot: int | None = None
 
     @property
     def deadline(self) -> float | None:

@@ -58,20 +58,25 @@ class TimedPool:
         if self._class is not None and type(pool) is self._class[0]:
             pool.__class__ = self._class[1]
 
-    def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:
+    def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901
         ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
         observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
         original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
         queues = most < inf
 
-        def connect(self_: Any) -> PoolProxiedConnection:
+        # One function, because every checkout passes through: each call inside would cost more than its branch.
+        def connect(self_: Any) -> PoolProxiedConnection:  # noqa: C901
             if self._stopped and not pending:
                 return original(self_)
             pending.append(self_)
             began = clock()
+            if queues:
+                try:
+                    if overflow(self_) >= most and not self_.checkedin():
+                        ledger.count("checkout_waits_total")
+                except Exception as error:  # noqa: BLE001
+                    ledger.trouble(describe("pool.connect", error))
             try:
-                if queues and overflow(self_) >= most and not self_.checkedin():
-                    ledger.count("checkout_waits_total")
                 proxy = original(self_)
             except BaseException as error:
                 pending.remove(self_)
@@ -90,6 +95,9 @@ class TimedPool:
                         slot.returned = None
                 if self._stopped:
                     self._left()
+            except KeyError:
+                # Opened before we listened; booked as soon as we do.
+                pass
             except Exception as error:  # noqa: BLE001
                 ledger.trouble(describe("pool.connect", error))
             return proxy

@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import weakref
+from contextlib import suppress
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ logger = logging.getLogger("poolwatch")
 _lock = threading.RLock()
 _watches: list[Watch] = []
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakref.WeakKeyDictionary()
-_DEFAULTS: dict[str, Any] = {"name": None, "inactivity_limit": None, "server_limits": True, "per_connection": False}
+_OPTIONS = ("name", "inactivity_limit", "server_limits", "per_connection")
+_leaving: list[Watch] = []
 _warned: set[tuple[str, str]] = set()
 
 
@@ -46,8 +48,8 @@ def watch(  # noqa: PLR0913
     The key is the pool: an AsyncEngine, its sync engine and their ``execution_options()`` clones are one, and a second
     call returns the same :class:`Watch`. ``None`` means no opinion: the default, or what an earlier call said.
 
-    The engine is held weakly; it must not be in use in another thread at this very moment, because SQLAlchemy's lists
-    of listeners do not allow it.
+    The engine is held weakly. Call this before the engine is used: SQLAlchemy's lists of listeners must not change
+    while another task or thread stands in a listener of this engine, such as one that awaits in ``connect``.
 
     Args:
         engine: An Engine or AsyncEngine.
@@ -80,13 +82,14 @@ def watch(  # noqa: PLR0913
         if existing is not None:
             _agree(existing, given)
             return existing
-        options = {**_DEFAULTS, "registry": REGISTRY, **given}
+        options = {**dict.fromkeys(_OPTIONS), "registry": REGISTRY, **given}
         _register(options["registry"])
         made = Watch(
             root,
             name=_free_name(options["name"] or _default_name(root), options["registry"]),
             options=options,
             forget=_forget,
+            after=next((each for each in _leaving if each.leaving and each.engine is root), None),
         )
         _watches.append(made)
         return made
@@ -109,14 +112,20 @@ def _of_pool(engine: Engine) -> Watch | None:
 def _forget(watch_: Watch) -> None:
     registry = watch_.options["registry"]
     with _lock:
+        _leaving[:] = [each for each in (*_leaving, watch_) if each.leaving]
         if watch_ in _watches:
             _watches.remove(watch_)
         if not watches(registry) and registry in _collectors:
-            registry.unregister(_collectors.pop(registry))
+            # Somebody may have emptied the registry before.
+            with suppress(KeyError):
+                registry.unregister(_collectors.pop(registry))
 
 
 def _register(registry: CollectorRegistry) -> None:
     if registry in _collectors:
+        # Again, if somebody has emptied the registry since; else it says that the names are taken, by us.
+        with suppress(ValueError):
+            registry.register(_collectors[registry])
         return
     held = weakref.ref(registry)
 
@@ -139,7 +148,7 @@ def _register(registry: CollectorRegistry) -> None:
 def _agree(existing: Watch, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         # Compared with what the operator asked for, or was given: a name may have got a number.
-        if value != existing.options[key] and not (key == "name" and value == existing.name):
+        if existing.options[key] not in (None, value) and not (key == "name" and value == existing.name):
             if key == "registry":
                 msg = (
                     f"pool {existing.name!r} is already watched in another registry; give the same registry=, or close"
@@ -151,6 +160,9 @@ def _agree(existing: Watch, given: Mapping[str, Any]) -> None:
                     " give the same value, leave it out, or close that Watch first"
                 )
             raise ConflictError(msg)
+    if given.get("name", existing.name) != existing.name and existing.options["name"] is None:
+        existing.name = _free_name(given["name"], existing.options["registry"])
+    existing.adjust({key: value for key, value in given.items() if existing.options[key] is None})
 
 
 def _default_name(engine: Engine) -> str:
