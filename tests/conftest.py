@@ -48,3 +48,9 @@ async def make_engine(mariadb: MariaDB) -> AsyncIterator[Callable[..., AsyncEngi
         await engine.dispose()
     engines.clear()
     gc.collect()
+
+
+@pytest.fixture
+def engine() -> AsyncEngine:
+    """Return an engine that is never connected."""
+    return create_async_engine("mysql+aiomysql://app:secret@127.0.0.1:1/shop")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from poolwatch import ArgumentError, ArgumentTypeError, PoolwatchError, PoolWatchMiddleware, watch
 
@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
 async def nobody(_scope: Scope, _receive: Receive, _send: Send) -> None:
     """Stand for an application that is never called."""
-
-
-@pytest.fixture
-def engine() -> AsyncEngine:
-    """Return an engine that is never connected."""
-    return create_async_engine("mysql+aiomysql://app:secret@127.0.0.1:1/shop")
 
 
 @pytest.mark.parametrize(

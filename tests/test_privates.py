@@ -105,7 +105,12 @@ def test_abandoned() -> None:
     """A record whose caller is gone is known for that while it is given back."""
     engine = create_engine("sqlite://", poolclass=QueuePool)
     seen: list[bool] = []
-    event.listen(engine, "reset", lambda _dbapi, record, _state: seen.append(privates.is_abandoned(record)))
+
+    def note(_dbapi: Any, record: ConnectionPoolEntry, _state: Any) -> None:
+        reference = privates.proxy_reference(record)
+        seen.append(reference() is None)
+
+    event.listen(engine, "reset", note)
     engine.raw_connection().close()
     leaked = engine.raw_connection()
     del leaked

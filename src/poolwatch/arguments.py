@@ -67,7 +67,11 @@ def options(**given: Any) -> dict[str, Any]:
     limit = chosen.get("inactivity_limit", 1.0)
     # An integer of any length is below inf; no longer wait than this is ever meant.
     if not 0 < limit < _CENTURY:
-        msg = f"inactivity_limit must be a positive number of seconds, below a century, got {limit!r}; leave it out if none is known"
+        shown = limit if isinstance(limit, float) or abs(limit) < _CENTURY else "a larger one"
+        msg = (
+            f"inactivity_limit must be a positive number of seconds, below a century, got {shown}; leave it out if none"
+            " is known"
+        )
         raise ArgumentError(msg)
     return chosen
 

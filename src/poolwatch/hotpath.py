@@ -38,14 +38,13 @@ def checkout_listener(
 
     def on_checkout(dbapi: Any, record: Any, _proxy: Any) -> None:
         try:
-            info = record.record_info
-            if key in info and info[key].asked:
-                slot: Slot = info[key]
-                slot.arrived = True
-                if pre_ping:
-                    slot.active = clock()
-            else:
+            slot: Slot | None = record.record_info.get(key)
+            if slot is None or not slot.asked:
                 rest(dbapi, record)
+                return
+            slot.arrived = True
+            if pre_ping:
+                slot.active = clock()
         except Exception as error:
             if getattr(error, MEANT, False):
                 raise
@@ -64,7 +63,7 @@ def checkout_listener(
 
 def reset_listener(ledger: Ledger, *, is_async: bool) -> Callable[[Any, Any, Any], None]:
     """Return the ``reset`` listener: it keeps what a return begins with. A detached connection has no record."""
-    trouble, key, is_abandoned = ledger.trouble, ledger.key, privates.is_abandoned
+    trouble, key, proxy_reference = ledger.trouble, ledger.key, privates.proxy_reference
 
     def on_reset(_dbapi: Any, record: Any, state: Any) -> None:
         try:
@@ -72,8 +71,10 @@ def reset_listener(ledger: Ledger, *, is_async: bool) -> Callable[[Any, Any, Any
                 slot: Slot = record.record_info[key]
                 slot.reset = state
                 # Collected on a sync engine, a connection comes back as if it had been returned.
-                if not is_async and is_abandoned(record):
-                    slot.leaked = True
+                if not is_async:
+                    reference = proxy_reference(record)
+                    if reference is not None and reference() is None:
+                        slot.leaked = True
         except KeyError:
             pass
         except Exception as error:  # noqa: BLE001

@@ -129,7 +129,6 @@ def condemns_others(record: ConnectionPoolEntry) -> bool:
     return bool(pool._invalidate_time < record_.starttime)  # noqa: SLF001
 
 
-def is_abandoned(record: ConnectionPoolEntry) -> bool:
-    """Tell whether *record* is checked out and its caller was collected as garbage."""
-    proxy = record.fairy_ref  # type: ignore[attr-defined]
-    return proxy is not None and proxy() is None
+# The weak reference to the proxy that a checked-out record's caller holds, ``None`` for a record that is not out; dead
+# once the caller was collected as garbage. A C function, as above.
+proxy_reference = attrgetter("fairy_ref")

@@ -34,7 +34,8 @@ class TimedPool:
     def __init__(self, ledger: Ledger, *, leave: Callable[[], None]) -> None:
         self._ledger = ledger
         self._leave = leave
-        self._stopped = False
+        # Not empty once we are to stop; a list, because every checkout looks.
+        self._stopped: list[bool] = []
         self.installed = False
         self._class: tuple[type[Pool], type[Pool]] | None = None
 
@@ -50,7 +51,7 @@ class TimedPool:
 
     def stop(self) -> bool:
         """Book nothing from now on; return whether nobody is inside ``pool.connect()``."""
-        self._stopped = True
+        self._stopped.append(True)
         return not self._ledger.pending
 
     def restore(self, pool: Pool) -> None:
@@ -60,15 +61,16 @@ class TimedPool:
 
     def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901
         ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
+        enter, leave, stopped = pending.append, pending.remove, self._stopped
         observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
         original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
         queues = most < inf
 
         # One function, because every checkout passes through: each call inside would cost more than its branch.
         def connect(self_: Any) -> PoolProxiedConnection:  # noqa: C901
-            if self._stopped and not pending:
+            if stopped and not pending:
                 return original(self_)
-            pending.append(self_)
+            enter(self_)
             began = clock()
             if queues:
                 try:
@@ -79,10 +81,10 @@ class TimedPool:
             try:
                 proxy = original(self_)
             except BaseException as error:
-                pending.remove(self_)
+                leave(self_)
                 self._failed(error, clock() - began)
                 raise
-            pending.remove(self_)
+            leave(self_)
             try:
                 slot: Slot = proxy.record_info[key]  # type: ignore[index]
                 # Not set where a pool hands a thread the proxy that it already has.
@@ -93,7 +95,7 @@ class TimedPool:
                     if slot.returned is not None:
                         observe_idle(now - slot.returned)
                         slot.returned = None
-                if self._stopped:
+                if stopped:
                     self._left()
             except KeyError:
                 # Opened before we listened; booked as soon as we do.

@@ -1,0 +1,50 @@
+"""An application with the middleware, and a server's side of its conversations, without a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from poolwatch import PoolWatchMiddleware
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+async def hello(_request: Request) -> PlainTextResponse:
+    """Answer a request of the application's."""
+    return PlainTextResponse("hello")
+
+
+def application(**options: Any) -> Starlette:
+    """Return an application with the middleware."""
+    app = Starlette(routes=[Route("/", hello), Route("/metrics/more", hello)])
+    app.add_middleware(PoolWatchMiddleware, **options)
+    return app
+
+
+def client(app: Any, root_path: str = "") -> httpx.AsyncClient:
+    """Return a client of *app* without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, root_path=root_path), base_url="http://test")
+
+
+class Events:
+    """A server's side of an ASGI conversation: what it says, and what it hears."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self._events = iter(events)
+        self.sent: list[str] = []
+        self.messages: list[Any] = []
+
+    async def receive(self) -> dict[str, Any]:
+        """Say the next thing."""
+        return next(self._events)
+
+    async def send(self, message: Any) -> None:
+        """Hear."""
+        self.sent.append(message["type"])
+        self.messages.append(message)
