@@ -72,6 +72,19 @@ async def test_overflow(mariadb: MariaDB, make_engine: MakeEngine, registry: Col
     assert 2 == snapshot.connection_lifetime_seconds.count
 
 
+async def test_overflow_of_old_connections(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A connection above pool_size is closed as overflow even if the next checkout would have replaced it."""
+    engine = make_engine(pool_size=1, max_overflow=1, pool_recycle=60)
+    watched = watch(engine, registry=registry)
+    held = [await engine.connect() for _ in range(2)]
+    age(watched, 61)
+    for each in held:
+        await each.close()
+    assert {"overflow": 1} == moved((await assert_true_on(mariadb, watched)).closes_total)
+
+
 async def test_killed_while_idle(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> None:
     """A killed connection is dead before anybody uses it; the user who meets it condemns the others."""
     engine = make_engine()

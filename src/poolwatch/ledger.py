@@ -33,10 +33,12 @@ class Retirement(NamedTuple):
     Attributes:
         reason: The reason if a checkout closed the connection to replace it; ``None`` if nothing called for that.
         at: When.
+        full: The pool had no place for it: if no checkout closed it, its return did.
     """
 
     reason: str | None
     at: float
+    full: bool = False
 
 
 class Slot:

@@ -253,7 +253,8 @@ class PoolListeners:
         if fate is not None:
             self._ledger.closed(slot, fate)
         else:
-            slot.retiring = Retirement(privates.retirement(record), self._clock())
+            full = reasons.is_full(privates.pool_of(record))
+            slot.retiring = Retirement(privates.retirement(record), self._clock(), full=full)
 
     def _settle(self, slot: Slot) -> None:
         """Book a close whose reason was left open: the record is being connected again, so a checkout closed it."""

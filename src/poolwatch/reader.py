@@ -71,8 +71,9 @@ class PoolReader:
             if retiring is not None:
                 # A checkout would still be under way, to connect it again.
                 if record is None or (self._timed and not pending):
-                    # A return above the pool's size whose place another thread took looks like a dispose.
-                    ledger.closed(slot, "disposed" if abandoned or engine.dialect.is_async else "overflow")
+                    # Among threads, a return whose place has become free again is seen by the pool that goes on.
+                    returned = retiring.full or not (abandoned or engine.dialect.is_async)
+                    ledger.closed(slot, "overflow" if returned else "disposed")
             elif record is None or record.dbapi_connection is None:
                 ledger.given_back(slot, ledger.clock())
                 ledger.closed(slot, "failed" if slot.fresh else "disposed" if abandoned else "other")

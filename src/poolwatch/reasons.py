@@ -50,10 +50,10 @@ def of_close(record: ConnectionPoolEntry) -> str | None:
     if isinstance(pool, NullPool):
         return "unpooled"
     # Where other threads return connections, a full pool does not tell a return from a replacement.
-    return "overflow" if _is_full(pool) and privates.retirement(record) is None else None
+    return "overflow" if is_full(pool) and privates.retirement(record) is None else None
 
 
-def _is_full(pool: Pool | Any) -> bool:
-    # A return finds no place; whoever takes a connection out, to replace it or to dispose of it, leaves one free.
+def is_full(pool: Pool | Any) -> bool:
+    """Tell whether a return would find no place; who takes one out, to replace or dispose of it, leaves one free."""
     checkedin, size = getattr(pool, "checkedin", None), getattr(pool, "size", None)
     return callable(checkedin) and callable(size) and 0 < size() <= checkedin()
