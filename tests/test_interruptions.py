@@ -203,21 +203,18 @@ async def test_failures_are_told_apart(make_engine: MakeEngine, registry: Collec
     """A failure after a failed attempt to connect, in the same task, is judged by itself."""
     engine = make_engine()
     watched = watch(engine, registry=registry)
-    problems = iter([exc.InvalidRequestError("before"), None, exc.InvalidRequestError("after")])
+    held = await engine.connect()
 
-    @event.listens_for(engine.sync_engine, "do_connect")
-    def refuse(*_: Any) -> None:
-        if problem := next(problems, None):
-            raise problem
-
-    @event.listens_for(engine.sync_engine, "checkout")
     def fail(*_: Any) -> None:
-        if problem := next(problems, None):
-            raise problem
+        raise LookupError
 
-    for _ in range(2):
-        with pytest.raises(exc.InvalidRequestError):
-            await use(engine)
+    event.listen(engine.sync_engine, "do_connect", fail)
+    with pytest.raises(LookupError):
+        await use(engine)
+    await held.close()
+    event.listen(engine.sync_engine, "checkout", fail)
+    with pytest.raises(LookupError):
+        await use(engine)
     assert {"connect": 1, "other": 1} == moved(watched.snapshot().checkout_failures_total)
     assert 1 == watched.snapshot().connect_failures_total
 

@@ -125,18 +125,22 @@ def test_the_applications_own_way_to_connect(registry: CollectorRegistry, *, bef
     assert (1, 0 if before else 1) == (snapshot.connects_total, snapshot.connect_duration_seconds.count)
 
 
-def test_set_up_that_fails(registry: CollectorRegistry) -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_set_up_that_fails(registry: CollectorRegistry, *, before: bool) -> None:
     """A connection that the application's connect listener refuses is closed as failed, though no event says so."""
     engine = create_engine("sqlite://", poolclass=QueuePool, pool_recycle=60)
-    watched = watch(engine, registry=registry)
-    engine.raw_connection().close()
-    refusals = iter([True, True])
+    answers = iter([True, False, False, True])
 
-    @event.listens_for(engine, "connect")
     def refuse(_dbapi: Any, _record: Any) -> None:
-        if next(refusals, False):
+        if not next(answers):
             raise exc.InvalidRequestError
 
+    if before:
+        event.listen(engine, "connect", refuse)
+    watched = watch(engine, registry=registry)
+    if not before:
+        event.listen(engine, "connect", refuse)
+    engine.raw_connection().close()
     age(watched, 61)
     for _ in range(2):
         with pytest.raises(exc.InvalidRequestError):
@@ -144,6 +148,6 @@ def test_set_up_that_fails(registry: CollectorRegistry) -> None:
     engine.raw_connection().close()
     snapshot = watched.snapshot()
     assert_books(snapshot)
-    assert 4 == snapshot.connects_total
-    assert 3 == sum(snapshot.closes_total.values())
+    assert (4, {"other": 2}) == (snapshot.connects_total, moved(snapshot.checkout_failures_total))
+    assert {"recycle": 1, "failed": 2} == moved(snapshot.closes_total)
     assert {"recycle": 1} == moved(snapshot.reconnects_total)

@@ -56,7 +56,7 @@ class PoolListeners:
         self._dialect = dialect
         self._settings = settings
         self.server_limits = True
-        # aiosqlite and some test doubles are modules without it.
+        # PEP 249 asks for it; a module that stands in for a driver in somebody's tests may lack it.
         self._errors: tuple[type[BaseException], ...] = (getattr(dialect.loaded_dbapi, "Error", exc.DBAPIError),)
         # Under AUTOCOMMIT such a dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
         self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
