@@ -125,6 +125,49 @@ def test_the_applications_own_way_to_connect(registry: CollectorRegistry, *, bef
     assert (1, 0 if before else 1) == (snapshot.connects_total, snapshot.connect_duration_seconds.count)
 
 
+def test_leak_that_was_there_before(registry: CollectorRegistry) -> None:
+    """A connection that was out before we watched, and is dropped after, is a leak."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    connection = engine.raw_connection()
+    watched = watch(engine, registry=registry)
+    del connection
+    gc.collect()
+    assert_books(watched.snapshot())
+    assert 1 == watched.snapshot().leaks_total
+
+
+def test_failed_commit(registry: CollectorRegistry) -> None:
+    """After a COMMIT that failed SQLAlchemy sends nothing on return, so that is no activity."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    watched = watch(engine, registry=registry)
+    connection = engine.connect()
+    connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+    connection.exec_driver_sql("CREATE TABLE a (b INT PRIMARY KEY)")
+    connection.exec_driver_sql("CREATE TABLE c (b INT REFERENCES a DEFERRABLE INITIALLY DEFERRED)")
+    connection.exec_driver_sql("INSERT INTO c VALUES (1)")
+    with pytest.raises(exc.IntegrityError):
+        connection.commit()
+    (slot,) = watched._ledger.slots.values()
+    before = slot.active
+    connection.close()
+    assert before == slot.active
+
+
+def test_failed_statement(registry: CollectorRegistry) -> None:
+    """After a statement that failed the ROLLBACK on return is activity."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    watched = watch(engine, registry=registry)
+    connection = engine.connect()
+    with pytest.raises(exc.OperationalError):
+        connection.exec_driver_sql("NO SUCH STATEMENT")
+    (slot,) = watched._ledger.slots.values()
+    before = slot.active
+    connection.close()
+    assert before is not None
+    assert slot.active is not None
+    assert before < slot.active
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_set_up_that_fails(registry: CollectorRegistry, *, before: bool) -> None:
     """A connection that the application's connect listener refuses is closed as failed, though no event says so."""

@@ -101,23 +101,6 @@ def test_record() -> None:
     assert "recycle" == privates.retirement(record)
 
 
-def test_abandoned() -> None:
-    """A record whose caller is gone is known for that while it is given back."""
-    engine = create_engine("sqlite://", poolclass=QueuePool)
-    seen: list[bool] = []
-
-    def note(_dbapi: Any, record: ConnectionPoolEntry, _state: Any) -> None:
-        reference = privates.proxy_reference(record)
-        seen.append(reference() is None)
-
-    event.listen(engine, "reset", note)
-    engine.raw_connection().close()
-    leaked = engine.raw_connection()
-    del leaked
-    gc.collect()
-    assert [False, True] == seen
-
-
 @pytest.mark.anyio
 async def test_death_seen_on_aiomysqls_streams(mariadb: MariaDB, make_engine: Callable[..., AsyncEngine]) -> None:
     """Aiomysql's streams are where we look: alive before the server closes, dead after, without a query."""

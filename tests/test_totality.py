@@ -49,7 +49,7 @@ HANDLERS = [
         "on_rollback",
     )
 ]
-HOT = ["checkout", "reset", "checkin", "pool.connect"]
+HOT = ["checkout", "checkin", "pool.connect"]
 
 
 def fail(*_: Any, **__: Any) -> None:

@@ -181,6 +181,7 @@ class Watch:
             else:
                 self._ledger.count("checkouts_total")
             self._ledger.handed_out(slot, self._ledger.clock())
+            slot.proxy = privates.proxy_reference(record)
 
     def _detach(self) -> None:
         engine = self._engine()

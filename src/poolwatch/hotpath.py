@@ -8,8 +8,8 @@ ignore: it was opened before we listened and not yet handed out since.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
-from poolwatch import privates
 from poolwatch.ledger import FOLD_AT
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 # Marks an exception that leaves a listener on purpose.
 MEANT = "poolwatch_meant"
+
+
+def ignore(_reference: object) -> None:
+    """Do nothing about an object that is gone."""
 
 
 def describe(where: str, error: Exception) -> str:
@@ -36,15 +40,17 @@ def checkout_listener(
     """Return the ``checkout`` listener; *rest* takes the first checkout of a connection, and unknown records."""
     clock, trouble, key = ledger.clock, ledger.trouble, ledger.key
 
-    def on_checkout(dbapi: Any, record: Any, _proxy: Any) -> None:
+    def on_checkout(dbapi: Any, record: Any, proxy: Any) -> None:
         try:
             slot: Slot | None = record.record_info.get(key)
             if slot is None or not slot.asked:
                 rest(dbapi, record)
-                return
-            slot.arrived = True
-            if pre_ping:
+                slot = record.record_info[key]
+            elif pre_ping:
                 slot.active = clock()
+            slot.arrived = True
+            # With a callback, because Python 3.15 clears those without one too late for us to see.
+            slot.proxy = ref(proxy, ignore)
         except Exception as error:
             if getattr(error, MEANT, False):
                 raise
@@ -61,32 +67,13 @@ def checkout_listener(
     return on_checkout if timed else on_untimed_checkout
 
 
-def reset_listener(ledger: Ledger, *, is_async: bool) -> Callable[[Any, Any, Any], None]:
-    """Return the ``reset`` listener: it keeps what a return begins with. A detached connection has no record."""
-    trouble, key, proxy_reference = ledger.trouble, ledger.key, privates.proxy_reference
-
-    def on_reset(_dbapi: Any, record: Any, state: Any) -> None:
-        try:
-            if record is not None:
-                slot: Slot = record.record_info[key]
-                slot.reset = state
-                # Collected on a sync engine, a connection comes back as if it had been returned.
-                if not is_async:
-                    reference = proxy_reference(record)
-                    if reference is not None and reference() is None:
-                        slot.leaked = True
-        except KeyError:
-            pass
-        except Exception as error:  # noqa: BLE001
-            trouble(describe("reset", error))
-
-    return on_reset
-
-
-def checkin_listener(ledger: Ledger, rest: Callable[[Slot, Any], None], *, resets: bool) -> Callable[[Any, Any], None]:
+def checkin_listener(
+    ledger: Ledger, rest: Callable[[Slot, Any, bool], None], *, resets: bool
+) -> Callable[[Any, Any], None]:
     """Return the ``checkin`` listener; *rest* takes lost and leaked connections.
 
-    *resets*: the pool sends something on return, unless the transaction was ended already.
+    *resets*: something is sent on return: by the pool, or just before by the Connection that was closed. Not so after
+    an error, which may have ended the transaction.
     """
     clock, trouble, key = ledger.clock, ledger.trouble, ledger.key
     observe, backlog = ledger.holds.observe, ledger.holds.backlog
@@ -103,11 +90,9 @@ def checkin_listener(ledger: Ledger, rest: Callable[[Slot, Any], None], *, reset
                     ledger.relieve()
             else:
                 slot.arrived = slot.refused = False
-            reset = slot.reset
-            slot.reset = None
-            if dbapi is None or slot.leaked:
-                rest(slot, dbapi)
-            elif resets and reset is not None and not reset.transaction_was_reset:
+            if dbapi is None or slot.proxy() is None:
+                rest(slot, dbapi, held is not None)
+            if resets and not slot.failed:
                 slot.active = now
         except KeyError:
             pass

@@ -62,8 +62,8 @@ class Slot:
         refused: The limit query found the connection lost once in this checkout.
         limits: Seconds of inactivity that the session allows, by source; empty while unknown.
         pings: Pre-ping notices a dead connection with this driver and event loop.
-        reset: State of the ``reset`` event that a return began with.
-        leaked: The garbage collector, not the application, gives the connection back.
+        proxy: What the caller of the last checkout holds, weakly; dead when the garbage collector gives it back.
+        failed: A statement failed, and nothing was sent since.
         fate: Why an ``invalidate`` event condemned the connection that a ``close`` event is about to report.
         retiring: A ``close`` event whose reason a later event decides.
         replaces: Why the slot's last connection was closed, until another is established.
@@ -75,20 +75,20 @@ class Slot:
         "arrived",
         "asked",
         "dialing",
+        "failed",
         "fate",
         "fresh",
         "held",
-        "leaked",
         "limits",
         "number",
         "opened",
         "opened_at",
         "pings",
         "pool",
+        "proxy",
         "record",
         "refused",
         "replaces",
-        "reset",
         "retiring",
         "returned",
         "serial",
@@ -118,8 +118,8 @@ class Slot:
         self.asked = False
         self.limits: Mapping[str, float] = {}
         self.pings = True
-        self.reset: Any = None
-        self.leaked = False
+        self.proxy: Callable[[], object] = _nobody
+        self.failed = False
         self.fate: str | None = None
 
 
@@ -262,6 +262,11 @@ class Ledger:
         self._counts.update(batch)
         for histogram in self._histograms:
             histogram.fold()
+
+
+def _nobody() -> object:
+    """Stand for the proxy of a caller we do not know: one that is never collected."""
+    return _nobody
 
 
 def _histogram(field: str) -> Histogram:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event, exc
 
 from poolwatch import privates, reasons, server
-from poolwatch.hotpath import MEANT, checkin_listener, checkout_listener, describe, reset_listener
+from poolwatch.hotpath import MEANT, checkin_listener, checkout_listener, describe
 from poolwatch.ledger import Retirement, Slot
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ class PoolListeners:
         }
         self._doors = {name: self._door(name, handler) for name, handler in handlers.items()} | {
             "checkout": checkout_listener(ledger, self.first_checkout, pre_ping=settings.pre_ping, timed=timed),
-            "reset": reset_listener(ledger, is_async=dialect.is_async),
             "checkin": checkin_listener(ledger, self.odd_checkin, resets=settings.resets and not self._skips_rollback),
         }
 
@@ -164,7 +163,7 @@ class PoolListeners:
         if self._settings.pre_ping and not slot.fresh:
             slot.active = self._clock()
         slot.fresh = False
-        slot.arrived = slot.asked = True
+        slot.asked = True
         slot.pings = server.ping_works(self._dialect)
         if self.server_limits:
             self._ask(slot, dbapi)
@@ -193,10 +192,13 @@ class PoolListeners:
 
     # Giving back
 
-    def odd_checkin(self, slot: Slot, dbapi: DBAPIConnection | None) -> None:
-        """Book a return that the garbage collector made, or one without a connection: lost, or never connected."""
-        if slot.leaked:
-            slot.leaked = False
+    def odd_checkin(self, slot: Slot, dbapi: DBAPIConnection | None, held: bool) -> None:  # noqa: FBT001
+        """Book a return that the garbage collector made, or one without a connection: lost, or never connected.
+
+        *held*: it ended a hold; otherwise the last caller's proxy may be long gone.
+        """
+        if held and slot.proxy() is None:
+            # On a sync engine, a connection that was collected comes back as if it had been returned.
             self._ledger.count("leaks_total")
         if dbapi is None:
             self._settle(slot)
@@ -210,8 +212,7 @@ class PoolListeners:
     def on_detach(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         """Book a connection that leaves the pool for good: detached, or (async engines) leaked."""
         slot = self._slot(record)
-        reset, slot.reset = slot.reset, None
-        leaked = reset is not None and reset.terminate_only and not reset.asyncio_safe
+        leaked = slot.proxy() is None
         self._ledger.given_back(slot, self._clock())
         if leaked:
             self._ledger.count("leaks_total")
@@ -222,7 +223,7 @@ class PoolListeners:
     def on_invalidate(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None) -> None:
         """Remember why the ``close`` that follows will come; *error* is ``None`` for a call without one."""
         slot = self._slot(record)
-        slot.fate = reasons.of_invalidation(error, self._errors, in_use=record.in_use, returning=slot.reset is not None)
+        slot.fate = reasons.of_invalidation(error, self._errors, in_use=record.in_use, held=slot.held is not None)
         self._ledger.count("invalidations_total", "hard")
         if isinstance(error, exc.DisconnectionError) and error.invalidate_pool:
             self._condemn_others(record)
@@ -234,12 +235,14 @@ class PoolListeners:
         self._ledger.count("invalidations_total", "soft")
 
     def on_handle_error(self, context: Any) -> None:
-        """Count an error that condemns every connection of the pool."""
-        if context.is_disconnect and context.invalidate_pool_on_disconnect and context.connection is not None:
-            slot = self._slot_of(context.connection)
-            record = None if slot is None else slot.record()
-            if record is not None:
-                self._condemn_others(record)
+        """Note an error of a statement, COMMIT or ROLLBACK; count one that condemns every connection of the pool."""
+        slot = None if context.connection is None else self._slot_of(context.connection)
+        if slot is None:
+            return
+        slot.failed = True
+        record = slot.record()
+        if context.is_disconnect and context.invalidate_pool_on_disconnect and record is not None:
+            self._condemn_others(record)
 
     def _condemn_others(self, record: ConnectionPoolEntry) -> None:
         # Several connections found lost at once condemn the rest only once.
@@ -276,11 +279,13 @@ class PoolListeners:
         slot = self._slot_of(connection)
         if slot is not None and not self._quiet(connection.connection.dbapi_connection):
             slot.active = self._clock()
+            slot.failed = False
 
     def _mark(self, connection: Connection) -> None:
         slot = self._slot_of(connection)
         if slot is not None:
             slot.active = self._clock()
+            slot.failed = False
 
     def _slot_of(self, connection: Connection) -> Slot | None:
         # An invalidated Connection would reconnect when asked for its connection.

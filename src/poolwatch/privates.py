@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
@@ -122,13 +124,14 @@ def retirement(record: ConnectionPoolEntry) -> str | None:
     return None
 
 
+def proxy_reference(record: ConnectionPoolEntry) -> Callable[[], object]:
+    """Return the weak reference to what the caller of a checked-out *record* holds."""
+    reference: Callable[[], object] = record.fairy_ref  # type: ignore[attr-defined]
+    return reference
+
+
 def condemns_others(record: ConnectionPoolEntry) -> bool:
     """Tell whether invalidating the pool for *record*'s loss would condemn connections that were not yet."""
     record_: Any = record
     pool: Any = pool_of(record)
     return bool(pool._invalidate_time < record_.starttime)  # noqa: SLF001
-
-
-# The weak reference to the proxy that a checked-out record's caller holds, ``None`` for a record that is not out; dead
-# once the caller was collected as garbage. A C function, as above.
-proxy_reference = attrgetter("fairy_ref")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, Pool
 
 from poolwatch import privates
 from poolwatch.hotpath import MEANT
 
 if TYPE_CHECKING:
-    from sqlalchemy.pool import ConnectionPoolEntry, Pool
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 
 def of_invalidation(
@@ -19,7 +19,7 @@ def of_invalidation(
     dbapi_errors: tuple[type[BaseException], ...],
     *,
     in_use: bool,
-    returning: bool,
+    held: bool,
 ) -> str:
     """Return the reason that an ``invalidate`` event with *error* gives to the ``close`` that follows.
 
@@ -27,7 +27,7 @@ def of_invalidation(
         error: The event's; ``None`` for a call without one, and when SQLAlchemy gives up after two attempts.
         dbapi_errors: The driver's own classes.
         in_use: The record is checked out; before that the connection is still being set up.
-        returning: A ``reset`` event came before: the connection was being given back.
+        held: A caller had got the connection.
     """
     if error is None:
         return "invalidated"
@@ -35,13 +35,19 @@ def of_invalidation(
         return "cancelled"
     if not in_use:
         return "failed"
-    if returning:
+    if held and _caught_by_pool(error):
         return "reset_failed"
     if isinstance(error, exc.DisconnectionError) and not hasattr(error, MEANT):
         # Raised by the pool itself after a failed ping, and by a listener in a deeper frame.
         raised_by_pool = error.__traceback__ is not None and error.__traceback__.tb_next is None
         return "pre_ping" if raised_by_pool and error.invalidate_pool else "invalidated"
     return "disconnect" if hasattr(error, MEANT) or isinstance(error, dbapi_errors) else "invalidated"
+
+
+def _caught_by_pool(error: Exception) -> bool:
+    # Errors of statements are caught in the engine, those of a return in the pool; no event tells them apart.
+    caught = error.__traceback__
+    return caught is not None and caught.tb_frame.f_globals.get("__name__") == Pool.__module__
 
 
 def of_close(record: ConnectionPoolEntry) -> str | None:
