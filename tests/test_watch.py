@@ -252,6 +252,30 @@ async def test_watched_again_while_a_caller_stands_in_our_listener(
     assert [] == list(engine.pool.dispatch.checkout)
 
 
+async def test_closed_before_it_could_begin(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A watch that is closed while it still waits for an earlier one to leave gives the pool its class back too."""
+    engine = make_engine(pool_size=2, max_overflow=0)
+    old = watch(engine, registry=registry)
+    held = [await engine.connect() for _ in range(2)]
+    first = asyncio.create_task(engine.connect().start())
+    await until(lambda: old.snapshot().pending_checkouts == 1, "a caller who waits")
+    old.close()
+    new = watch(engine, registry=registry)
+    second = asyncio.create_task(engine.connect().start())
+    await until(lambda: new.snapshot().pending_checkouts == 1, "another caller who waits")
+    new.close()
+    for each in held:
+        await each.close()
+    for waiter in (first, second):
+        await (await waiter).close()
+    assert 1 == await use(engine)
+    assert AsyncAdaptedQueuePool is type(engine.pool)
+    assert [] == list(engine.pool.dispatch.checkout)
+    assert 2 == len(mariadb.connections())
+
+
 async def test_a_caller_who_queued_before(
     mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
 ) -> None:

@@ -121,8 +121,9 @@ class Watch:
             return None
         except Exception as error:  # noqa: BLE001
             # Logged here: the family that counts it is lost with the pool's others.
-            self._log(describe("snapshot", error))
-            self._ledger.trouble(describe("snapshot", error))
+            trouble = describe("snapshot", error)
+            self._log(trouble)
+            self._ledger.trouble(trouble)
             return None
 
     def close(self) -> None:

@@ -268,21 +268,19 @@ class PoolListeners:
 
     def on_after_cursor_execute(self, connection: Connection, *_: Any) -> None:
         """Note that the server has just heard from the connection."""
-        self._mark(connection)
+        self._mark(self._slot_of(connection))
 
     def on_commit(self, connection: Connection) -> None:
         """As for a statement; the event fires before the COMMIT is sent, which makes a moment's difference."""
-        self._mark(connection)
+        self._mark(self._slot_of(connection))
 
     def on_rollback(self, connection: Connection) -> None:
         """As for a commit, unless the dialect is told to send no ROLLBACK under AUTOCOMMIT."""
         slot = self._slot_of(connection)
         if slot is not None and not self._quiet(connection.connection.dbapi_connection):
-            slot.active = self._clock()
-            slot.failed = False
+            self._mark(slot)
 
-    def _mark(self, connection: Connection) -> None:
-        slot = self._slot_of(connection)
+    def _mark(self, slot: Slot | None) -> None:
         if slot is not None:
             slot.active = self._clock()
             slot.failed = False

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from poolwatch.ledger import Ledger, Slot
 
 
+# Where a class of ours keeps the list that says whether it is to stop.
+_STOPPED = "poolwatch_stopped"
+
+
 class TimedPool:
     """Replaces the class of one engine's pool, and gives it back.
 
@@ -37,16 +41,14 @@ class TimedPool:
         # Not empty once we are to stop; a list, because every checkout looks.
         self._stopped: list[bool] = []
         self.installed = False
-        self._class: tuple[type[Pool], type[Pool]] | None = None
 
     def install(self, pool: Pool) -> None:
         """Give *pool* a subclass of its class; raises TypeError where Python does not allow it."""
         base = type(pool)
-        timed = type(base.__name__, (base,), {"connect": self._method(base, pool)})
+        timed = type(base.__name__, (base,), {"connect": self._method(base, pool), _STOPPED: self._stopped})
         # Loggers are named after the class.
         timed.__module__, timed.__qualname__ = base.__module__, base.__qualname__
         pool.__class__ = timed
-        self._class = (timed, base)
         self.installed = True
 
     def stop(self) -> bool:
@@ -54,10 +56,11 @@ class TimedPool:
         self._stopped.append(True)
         return not self._ledger.pending
 
-    def restore(self, pool: Pool) -> None:
-        """Give *pool* its class back, unless somebody else has replaced it since."""
-        if self._class is not None and type(pool) is self._class[0]:
-            pool.__class__ = self._class[1]
+    @staticmethod
+    def restore(pool: Pool) -> None:
+        """Take the classes off *pool* that have stopped, down to one of somebody else's or one still in use."""
+        while vars(type(pool)).get(_STOPPED):
+            pool.__class__ = type(pool).__base__  # type: ignore[assignment]
 
     def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901
         ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
@@ -83,6 +86,8 @@ class TimedPool:
             except BaseException as error:
                 leave(self_)
                 self._failed(error, clock() - began)
+                if stopped:
+                    self._left()
                 raise
             leave(self_)
             try:
@@ -95,13 +100,13 @@ class TimedPool:
                     if slot.returned is not None:
                         observe_idle(now - slot.returned)
                         slot.returned = None
-                if stopped:
-                    self._left()
             except KeyError:
                 # Opened before we listened; booked as soon as we do.
                 pass
             except Exception as error:  # noqa: BLE001
                 ledger.trouble(describe("pool.connect", error))
+            if stopped:
+                self._left()
             return proxy
 
         connect.__doc__ = original.__doc__
@@ -120,11 +125,12 @@ class TimedPool:
                 self._ledger.count("checkout_failures_total", "connect")
             else:
                 self._ledger.count("checkout_failures_total", "other")
-            if self._stopped:
-                self._left()
         except Exception as trouble:  # noqa: BLE001
             self._ledger.trouble(describe("pool.connect", trouble))
 
     def _left(self) -> None:
-        if not self._ledger.pending:
-            self._leave()
+        try:
+            if not self._ledger.pending:
+                self._leave()
+        except Exception as error:  # noqa: BLE001
+            self._ledger.trouble(describe("close", error))
