@@ -170,6 +170,7 @@ class Watch:
                 if isinstance(record, ConnectionPoolEntry) and record.dbapi_connection is not None:
                     self._adopt(record)
         except Exception:
+            self._timer.stop()
             self._detach()
             raise
 
