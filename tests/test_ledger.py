@@ -48,7 +48,7 @@ RECORD = Record()
 @pytest.fixture
 def slot(ledger: Ledger) -> Slot:
     """Return a slot with an open connection."""
-    made = Slot(RECORD, RECORD, ledger.serial())
+    made = Slot(RECORD, RECORD)
     ledger.opened(made, ledger.wall())
     return made
 

@@ -91,12 +91,12 @@ def test_record() -> None:
         (record,) = records
         assert engine.pool is privates.pool_of(record)
         assert None is privates.retirement(record)
-        assert privates.condemns_others(record)
+        assert privates.condemns_others(record, engine.pool)
         connection.connection.invalidate(soft=True)
         assert "soft_invalidated" == privates.retirement(record)
     engine.pool._invalidate_time = privates.established_at(record) + 1
     assert "pool_invalidated" == privates.retirement(record)
-    assert not privates.condemns_others(record)
+    assert not privates.condemns_others(record, engine.pool)
     record.starttime -= 61  # type: ignore[attr-defined]
     assert "recycle" == privates.retirement(record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from poolwatch.ledger import Slot
     from poolwatch.snapshot import PoolSnapshot
 
 logger = logging.getLogger("poolwatch")
@@ -126,6 +128,23 @@ class Watch:
             self._ledger.trouble(trouble)
             return None
 
+    def forked(self) -> None:
+        """Begin anew in a forked child: what the parent has open, and what it counted, is not the child's."""
+        ledger = self._ledger
+        try:
+            if self._listeners.is_async:
+                _never_collect([_inherited(slot) for slot in list(ledger.slots.values())])
+            self._forget_slots()
+        except Exception as error:  # noqa: BLE001
+            ledger.restart()
+            ledger.trouble(describe("fork", error))
+        else:
+            ledger.restart()
+        self._reader.restart()
+        if self.leaving:
+            # Those it waited for are threads and tasks that the child does not have.
+            self._detach()
+
     def close(self) -> None:
         """Stop listening, remove the series and give the pool its class back. A second call does nothing.
 
@@ -192,9 +211,27 @@ class Watch:
         if engine is not None:
             self._listeners.detach(engine)
             self._timer.restore(engine.pool)
+        self._forget_slots()
+        if engine is not None and successor is not None and not successor._closed:  # noqa: SLF001
+            successor._attach(engine)  # noqa: SLF001
+
+    def _forget_slots(self) -> None:
         for slot in list(self._ledger.slots.values()):
             record = slot.record()
             if record is not None and record.record_info is not None:
                 record.record_info.pop(self._ledger.key, None)
-        if engine is not None and successor is not None and not successor._closed:  # noqa: SLF001
-            successor._attach(engine)  # noqa: SLF001
+
+
+def _inherited(slot: Slot) -> tuple[object, object]:
+    record = slot.record()
+    return None if record is None else record.driver_connection, slot.proxy()
+
+
+def _never_collect(things: list[tuple[object, object]]) -> None:
+    """Keep the parent's connections in a forked child for as long as it lives, the interpreter's end included.
+
+    Parent and child share the event loop's epoll set: a transport that is closed in the child, which is what its
+    collection amounts to, leaves that set for both, and the parent waits for ever for an answer that is there.
+    """
+    # One reference more than anybody will give back: at the end even a module's own list is emptied.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(things))

@@ -60,6 +60,13 @@ class Histogram:
         self.backlog: list[float] = []
         self.observe: Callable[[float], None] = self.backlog.append
 
+    def clear(self) -> None:
+        """Forget all observations."""
+        self.backlog.clear()
+        self._cumulative = [0] * len(self._bounds)
+        self._count = 0
+        self._sum = 0.0
+
     def fold(self) -> None:
         """Move the waiting observations into the buckets; one below zero (a clock set back) counts as zero."""
         batch = self.backlog[:]

@@ -49,7 +49,7 @@ class Slot:
     Attributes:
         record: The pool's record, held weakly.
         pool: The pool object that opened the connection, held weakly; ``Engine.dispose()`` makes another one.
-        serial: Its key in the ledger.
+        serial: Its connection's key in the ledger, or its last one's.
         number: Its label in the per-connection series; ``None`` until a reader gives one out.
         opened: When its connection was established; ``None`` while the books show no open connection here.
         opened_at: The same by the wall clock.
@@ -65,6 +65,7 @@ class Slot:
         proxy: What the caller of the last checkout holds, weakly; dead when the garbage collector gives it back.
         failed: A statement failed, and nothing was sent since.
         fate: Why an ``invalidate`` event condemned the connection that a ``close`` event is about to report.
+        dropped: Why the connection was closed if its record is found gone; a StaticPool drops one without an event.
         retiring: A ``close`` event whose reason a later event decides.
         replaces: Why the slot's last connection was closed, until another is established.
         dialing: When an attempt to connect began, until it succeeded.
@@ -75,6 +76,7 @@ class Slot:
         "arrived",
         "asked",
         "dialing",
+        "dropped",
         "failed",
         "fate",
         "fresh",
@@ -94,13 +96,12 @@ class Slot:
         "serial",
     )
 
-    def __init__(self, record: Any, pool: Any, serial: int) -> None:
+    def __init__(self, record: Any, pool: Any) -> None:
         self.record: weakref.ref[Any] = weakref.ref(record)
         self.pool: weakref.ref[Any] = weakref.ref(pool)
-        self.serial = serial
+        self.serial = -1
         self.number: int | None = None
         self.replaces: str | None = None
-        self.retiring: Retirement | None = None
         self.dialing: float | None = None
         self.opened: float | None = None
         self.opened_at = 0.0
@@ -121,6 +122,8 @@ class Slot:
         self.proxy: Callable[[], object] = _nobody
         self.failed = False
         self.fate: str | None = None
+        self.dropped = "other"
+        self.retiring: Retirement | None = None
 
 
 class Ledger:
@@ -136,7 +139,7 @@ class Ledger:
         self.wall = wall
         # Where a record keeps its slot; a key of our own, because a closed watch may still be on its way out.
         self.key = f"poolwatch.slot.{next(_numbers)}"
-        self.serial = count().__next__
+        self._serial = count().__next__
         # Slots that hold a connection by the books.
         self.slots: dict[int, Slot] = {}
         # The pool objects that callers are inside connect() of, one entry a caller.
@@ -190,6 +193,7 @@ class Ledger:
         slot.forget_connection()
         slot.opened = slot.active = self.clock()
         slot.opened_at = opened_at
+        slot.serial = self._serial()
         self.slots[slot.serial] = slot
         if len(self.slots) % SWEEP_AT == 0:
             self._sweep()
@@ -198,18 +202,30 @@ class Ledger:
             self.count("reconnects_total", slot.replaces)
         slot.replaces = None
 
-    def closed(self, slot: Slot, reason: str) -> None:
-        """Book the connection of *slot* as closed; a second time, or without one, does nothing."""
+    def closed(self, slot: Slot, reason: str, serial: int | None = None) -> bool:
+        """Book the connection of *slot* as closed and return true; a second time, or without one, do nothing.
+
+        *serial*: the connection that is meant, where other threads may have opened another in the slot meanwhile.
+        """
+        opened, retiring = slot.opened, slot.retiring
         # Taking it out of the dictionary is atomic: a reader and a listener may both find the same loss.
-        if self.slots.pop(slot.serial, None) is None or slot.opened is None:
-            return
-        opened, slot.opened = slot.opened, None
-        retiring, slot.retiring = slot.retiring, None
-        slot.replaces = reason
-        slot.number = None
-        slot.asked = False
+        if self.slots.pop(slot.serial if serial is None else serial, None) is None or opened is None:
+            return False
+        if slot.opened is opened:
+            slot.opened = slot.retiring = slot.number = None
+            slot.replaces = reason
+            slot.asked = False
         self.count("closes_total", reason)
         self.lifetimes.observe((retiring.at if retiring else self.clock()) - opened)
+        return True
+
+    def lost(self, slot: Slot, reason: str, serial: int) -> None:
+        """Book a connection as closed, as above, and the end of its hold if there is one."""
+        held, now = slot.held, self.clock()
+        if self.closed(slot, reason, serial) and held is not None:
+            if slot.held is held:
+                slot.held = None
+            self.holds.observe(now - held)
 
     def handed_out(self, slot: Slot, now: float) -> None:
         """Book a hold of *slot*'s connection that begins at *now*."""
@@ -248,12 +264,21 @@ class Ledger:
             counts["checkout_failures_total", "timeout"] += self.timeouts.snapshot().count
             return counts, durations, self._trouble
 
+    def restart(self) -> None:
+        """Begin empty books, in a forked child; the lists stay the ones that writers know."""
+        # A thread that is not in the child may have held it.
+        self._lock = threading.Lock()
+        for held in (self.slots, self.pending, self._events, self._counts):
+            held.clear()
+        for histogram in self._histograms:
+            histogram.clear()
+        self.max_connections = self._trouble = None
+
     def _sweep(self) -> None:
         """Book connections that went with their records, for pools that nobody reads."""
         for slot in list(self.slots.values()):
             if slot.record() is None:
-                self.given_back(slot, self.clock())
-                self.closed(slot, "failed" if slot.fresh else "disposed")
+                self.lost(slot, "failed" if slot.fresh else "disposed", slot.serial)
 
     def _fold(self) -> None:
         batch = self._events[:]

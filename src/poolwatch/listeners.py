@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine import Dialect
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
     from poolwatch.ledger import Ledger
 
@@ -56,8 +56,9 @@ class PoolListeners:
         self._dialect = dialect
         self._settings = settings
         self.server_limits = True
-        # PEP 249 asks for it; a module that stands in for a driver in somebody's tests may lack it.
-        self._errors: tuple[type[BaseException], ...] = (getattr(dialect.loaded_dbapi, "Error", exc.DBAPIError),)
+        # PEP 249 asks for it; what stands in for a driver or a dialect in somebody's tests may lack it.
+        driver = getattr(dialect, "dbapi", None)
+        self._errors: tuple[type[BaseException], ...] = (getattr(driver, "Error", exc.DBAPIError),)
         # Under AUTOCOMMIT such a dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
         self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
         handlers: dict[str, Callable[..., None]] = {
@@ -76,6 +77,11 @@ class PoolListeners:
             "checkout": checkout_listener(ledger, self.first_checkout, pre_ping=settings.pre_ping, timed=timed),
             "checkin": checkin_listener(ledger, self.odd_checkin, resets=settings.resets and not self._skips_rollback),
         }
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the driver needs an event loop."""
+        return self._dialect.is_async
 
     def attach(self, engine: Engine) -> None:
         """Listen on *engine*."""
@@ -117,7 +123,7 @@ class PoolListeners:
             raise TypeError(msg)
         slot: Slot | None = info.get(self._ledger.key)
         if slot is None:
-            slot = info[self._ledger.key] = Slot(record, privates.pool_of(record), self._ledger.serial())
+            slot = info[self._ledger.key] = Slot(record, privates.pool_of(record))
         return slot
 
     # Opening
@@ -212,26 +218,43 @@ class PoolListeners:
     def on_detach(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         """Book a connection that leaves the pool for good: detached, or (async engines) leaked."""
         slot = self._slot(record)
-        leaked = slot.proxy() is None
-        self._ledger.given_back(slot, self._clock())
+        serial, leaked = slot.serial, slot.proxy() is None
         if leaked:
             self._ledger.count("leaks_total")
-        self._ledger.closed(slot, "leaked" if leaked else "detached")
+        # Else another thread, which got the record before this event fired, has connected it again and booked this.
+        if record.dbapi_connection is None:
+            self._ledger.lost(slot, "leaked" if leaked else "detached", serial)
 
     # Closing
 
     def on_invalidate(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None) -> None:
         """Remember why the ``close`` that follows will come; *error* is ``None`` for a call without one."""
         slot = self._slot(record)
-        slot.fate = reasons.of_invalidation(error, self._errors, in_use=record.in_use, held=slot.held is not None)
+        slot.fate = self._found_lost(slot, record, error) or reasons.of_invalidation(
+            error, self._errors, in_use=record.in_use, held=slot.held is not None
+        )
         self._ledger.count("invalidations_total", "hard")
         if isinstance(error, exc.DisconnectionError) and error.invalidate_pool:
-            self._condemn_others(record)
+            self._condemn_others(record, privates.pool_of(record))
+
+    def _found_lost(self, slot: Slot, record: ConnectionPoolEntry, error: BaseException | None) -> str | None:
+        """Return the reason of a close if the transport's end is behind it, whatever *error* says.
+
+        With aiomysql under uvloop it is a plain RuntimeError, which a ping or a statement meets.
+        """
+        if not isinstance(error, Exception) or hasattr(error, MEANT) or not record.in_use:
+            return None
+        if not server.is_lost(self._dialect, record.driver_connection):
+            return None
+        if slot.held is not None:
+            return "disconnect" if slot.failed else None
+        return "pre_ping" if self._settings.pre_ping and not slot.fresh else None
 
     def on_soft_invalidate(
-        self, _dbapi: DBAPIConnection, _record: ConnectionPoolEntry, _error: BaseException | None
+        self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, _error: BaseException | None
     ) -> None:
         """Count it; the connection is closed at its next checkout."""
+        self._slot(record).dropped = "soft_invalidated"
         self._ledger.count("invalidations_total", "soft")
 
     def on_handle_error(self, context: Any) -> None:
@@ -242,11 +265,12 @@ class PoolListeners:
         slot.failed = True
         record = slot.record()
         if context.is_disconnect and context.invalidate_pool_on_disconnect and record is not None:
-            self._condemn_others(record)
+            # Whichever pool opened it, SQLAlchemy invalidates the present one.
+            self._condemn_others(record, context.connection.engine.pool)
 
-    def _condemn_others(self, record: ConnectionPoolEntry) -> None:
+    def _condemn_others(self, record: ConnectionPoolEntry, pool: Pool) -> None:
         # Several connections found lost at once condemn the rest only once.
-        if privates.condemns_others(record):
+        if privates.condemns_others(record, pool):
             self._ledger.count("invalidations_total", "pool")
 
     def on_close(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
@@ -254,7 +278,8 @@ class PoolListeners:
         slot = self._slot(record)
         fate, slot.fate = slot.fate or reasons.of_close(record), None
         if fate is not None:
-            self._ledger.closed(slot, fate)
+            # A checkout that was interrupted while it closed what it meant to replace closes it again.
+            self._ledger.closed(slot, (slot.retiring.reason if slot.retiring else None) or fate)
         else:
             full = reasons.is_full(privates.pool_of(record))
             slot.retiring = Retirement(privates.retirement(record), self._clock(), full=full)
@@ -263,6 +288,9 @@ class PoolListeners:
         """Book a close whose reason was left open: the record is being connected again, so a checkout closed it."""
         if slot.retiring is not None:
             self._ledger.closed(slot, slot.retiring.reason or "other")
+        elif slot.held is not None:
+            # The thread that detaches it has returned the record, and is about to say so.
+            self._ledger.lost(slot, "detached", slot.serial)
 
     # Activity
 

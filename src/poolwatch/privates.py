@@ -130,8 +130,8 @@ def proxy_reference(record: ConnectionPoolEntry) -> Callable[[], object]:
     return reference
 
 
-def condemns_others(record: ConnectionPoolEntry) -> bool:
-    """Tell whether invalidating the pool for *record*'s loss would condemn connections that were not yet."""
+def condemns_others(record: ConnectionPoolEntry, pool: Pool) -> bool:
+    """Tell whether invalidating *pool* for *record*'s loss would condemn connections that were not yet."""
     record_: Any = record
-    pool: Any = pool_of(record)
-    return bool(pool._invalidate_time < record_.starttime)  # noqa: SLF001
+    pool_: Any = pool
+    return bool(pool_._invalidate_time < record_.starttime)  # noqa: SLF001

@@ -40,8 +40,12 @@ class PoolReader:
     def __init__(self, ledger: Ledger, *, timed: bool) -> None:
         self._ledger = ledger
         self._timed = timed
-        self._lock = threading.Lock()
+        self.restart()
         self.configure(None, per_connection=False)
+
+    def restart(self) -> None:
+        """Forget who is reading, in a forked child; a thread that is not there may have been."""
+        self._lock = threading.Lock()
 
     def configure(self, inactivity_limit: float | None, *, per_connection: bool) -> None:
         """Say what the operator knows and wants.
@@ -64,7 +68,7 @@ class PoolReader:
     def _reap(self, engine: Engine) -> None:
         """Book what no event reported: connections that are gone, or that no caller can ever reach again."""
         ledger = self._ledger
-        for slot in list(ledger.slots.values()):
+        for serial, slot in list(ledger.slots.items()):
             # In this order: a checkout that closes a connection is pending before and after.
             record, retiring, pending = slot.record(), slot.retiring, ledger.pending[:]
             abandoned = slot.pool() is not engine.pool
@@ -73,13 +77,15 @@ class PoolReader:
                 if record is None or (self._timed and not pending):
                     # Among threads, a return whose place has become free again is seen by the pool that goes on.
                     returned = retiring.full or not (abandoned or engine.dialect.is_async)
-                    ledger.closed(slot, "overflow" if returned else "disposed")
-            elif record is None or record.dbapi_connection is None:
-                ledger.given_back(slot, ledger.clock())
-                ledger.closed(slot, "failed" if slot.fresh else "disposed" if abandoned else "other")
+                    # Some pools close on dispose() what a caller still holds.
+                    ledger.lost(slot, "overflow" if returned else "disposed", serial)
+            elif record is None or (record.dbapi_connection is None and slot.retiring is None):
+                # Of one that was held, the detach event is about to come.
+                reason = "detached" if slot.held is not None else "disposed" if abandoned else slot.dropped
+                ledger.lost(slot, "failed" if slot.fresh else reason, serial)
             elif abandoned and not record.in_use and slot.pool() not in pending:
-                ledger.closed(slot, "disposed")
-            elif self._timed and slot.arrived and record.in_use and slot.pool() not in pending:
+                ledger.closed(slot, "disposed", serial)
+            elif self._timed and slot.arrived and record.in_use and slot.pool() not in ledger.pending:
                 # Handed out to a caller who began to wait before we timed.
                 ledger.checkouts.observe(0.0)
                 ledger.handed_out(slot, ledger.clock())
@@ -212,7 +218,7 @@ def _by_label(field: str, counts: Counter[tuple[str, ...]]) -> dict[str, int]:
 def _info(engine: Engine, settings: privates.PoolSettings) -> dict[str, str]:
     facts: dict[str, Any] = {
         "dialect": engine.dialect.name,
-        "driver": engine.dialect.driver,
+        "driver": server.driver_of(engine.dialect),
         "pool_class": type(engine.pool).__name__,
         "server": server.address(engine.url),
         "pre_ping": str(settings.pre_ping).lower(),

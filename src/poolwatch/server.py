@@ -34,6 +34,11 @@ class ServerLimits(NamedTuple):
 UNKNOWN = ServerLimits({}, None)
 
 
+def driver_of(dialect: Dialect) -> str:
+    """Return the driver's name; empty for a dialect that names none."""
+    return getattr(dialect, "driver", "")
+
+
 def ask_limits(dialect: Dialect, dbapi_connection: Any) -> ServerLimits:
     """Ask the server for this session's limits, in one round trip through the cursor.
 
@@ -61,7 +66,7 @@ def ping_works(dialect: Dialect) -> bool:
     aiomysql under uvloop does not: the ping on a reset connection raises a plain RuntimeError, which SQLAlchemy does
     not know as a lost connection.
     """
-    if dialect.driver != "aiomysql":
+    if driver_of(dialect) != "aiomysql":
         return True
     try:
         loop = asyncio.get_running_loop()
@@ -71,21 +76,27 @@ def ping_works(dialect: Dialect) -> bool:
 
 
 def is_dead(dialect: Dialect, driver_connection: Any) -> bool | None:
-    """Tell whether the peer has closed this connection, without I/O; ``None`` if this driver cannot tell.
+    """Tell whether the peer has closed this idle connection, without I/O; ``None`` if this driver cannot tell.
+
+    MySQL 8 says goodbye (error 4031) before it closes, and a server says nothing else unasked, so that a buffer with
+    something in it is the end too; ``_buffer`` is asyncio's private name for what nobody has read yet.
+    """
+    lost = is_lost(dialect, driver_connection)
+    return bool(driver_connection._reader._buffer) if lost is False else lost  # noqa: SLF001
+
+
+def is_lost(dialect: Dialect, driver_connection: Any) -> bool | None:
+    """Tell whether this connection's transport has ended, without I/O; ``None`` if this driver cannot tell.
 
     The event loop has already read the end of the stream or met the reset; ``_reader`` and ``_writer`` are aiomysql's
-    private names for the asyncio streams that know, ``_buffer`` is asyncio's for what nobody has read yet: MySQL 8
-    says goodbye (error 4031) before it closes, and a server says nothing else unasked. So ask only of a connection
-    that is not in use.
+    private names for the asyncio streams that know.
     """
-    if dialect.driver != "aiomysql" or driver_connection is None:
+    if driver_of(dialect) != "aiomysql" or driver_connection is None:
         return None
     reader, writer = driver_connection._reader, driver_connection._writer  # noqa: SLF001
     if reader is None or writer is None:
         return None
-    return bool(
-        reader.at_eof() or reader._buffer or reader.exception() is not None or writer.transport.is_closing()  # noqa: SLF001
-    )
+    return bool(reader.at_eof() or reader.exception() is not None or writer.transport.is_closing())
 
 
 def address(url: URL) -> str:

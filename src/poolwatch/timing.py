@@ -44,6 +44,10 @@ class TimedPool:
 
     def install(self, pool: Pool) -> None:
         """Give *pool* a subclass of its class; raises TypeError where Python does not allow it."""
+        if "connect" in vars(pool):
+            # A wrapper on the instance hides the method of any class, and calls the one it found.
+            msg = "connect was replaced on the instance"
+            raise TypeError(msg)
         base = type(pool)
         timed = type(base.__name__, (base,), {"connect": self._method(base, pool), _STOPPED: self._stopped})
         # Loggers are named after the class.
@@ -70,7 +74,7 @@ class TimedPool:
         queues = most < inf
 
         # One function, because every checkout passes through: each call inside would cost more than its branch.
-        def connect(self_: Any) -> PoolProxiedConnection:  # noqa: C901
+        def connect(self_: Any) -> PoolProxiedConnection:  # noqa: C901, PLR0912
             if stopped and not pending:
                 return original(self_)
             enter(self_)
@@ -84,12 +88,13 @@ class TimedPool:
             try:
                 proxy = original(self_)
             except BaseException as error:
-                leave(self_)
+                # Not so in a child that was forked meanwhile.
+                if self_ in pending:
+                    leave(self_)
                 self._failed(error, clock() - began)
                 if stopped:
                     self._left()
                 raise
-            leave(self_)
             try:
                 slot: Slot = proxy.record_info[key]  # type: ignore[index]
                 # Not set where a pool hands a thread the proxy that it already has.
@@ -105,6 +110,10 @@ class TimedPool:
                 pass
             except Exception as error:  # noqa: BLE001
                 ledger.trouble(describe("pool.connect", error))
+            finally:
+                # Not before: a reader takes who has arrived and is not pending for one who began to wait before us.
+                if self_ in pending:
+                    leave(self_)
             if stopped:
                 self._left()
             return proxy

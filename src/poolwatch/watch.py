@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import weakref
 from contextlib import suppress
@@ -32,6 +33,7 @@ _collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakr
 _OPTIONS = ("name", "inactivity_limit", "server_limits", "per_connection")
 _leaving: list[Watch] = []
 _warned: set[tuple[str, str]] = set()
+_minds_forks: list[bool] = []
 
 
 def watch(  # noqa: PLR0913
@@ -76,6 +78,7 @@ def watch(  # noqa: PLR0913
         per_connection=per_connection,
         registry=registry,
     )
+    _mind_forks()
     with _lock:
         _watches[:] = [each for each in _watches if each.engine is not None]
         existing = _of_pool(root)
@@ -99,6 +102,24 @@ def watches(registry: CollectorRegistry) -> list[Watch]:
     """Return the open watches that are exported through *registry*."""
     with _lock:
         return [each for each in _watches if each.options["registry"] is registry and each.engine is not None]
+
+
+def _mind_forks() -> None:
+    """Have forked children begin anew, from the first watch on; where a platform forks."""
+    with _lock:
+        if not _minds_forks and hasattr(os, "register_at_fork"):
+            # Held meanwhile, so that the child finds neither a lock that nobody frees nor half a list.
+            os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)
+            _minds_forks.append(True)
+
+
+def _in_child() -> None:
+    try:
+        for each in (*_leaving, *_watches):
+            each.forked()
+        _leaving.clear()
+    finally:
+        _lock.release()
 
 
 def _of_pool(engine: Engine) -> Watch | None:
