@@ -1,9 +1,11 @@
 # make demo and make test set up what they need: a virtual environment in .venv, Debian packages where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench generate format clean venv venv-oldest
+.PHONY: help demo test check bench upstream generate format clean venv venv-oldest
 
 BIN := .venv/bin
 DATABASE := mariadb-server-core mariadb-client-core
+# More than there are cores here: tests wait for servers more than they compute.
+PARALLEL := -q --numprocesses 3 --dist loadfile
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -19,9 +21,9 @@ demo: venv ## a watched application on a throw-away MariaDB; Ctrl-C ends it
 	@$(BIN)/python -m poolwatch.demo
 
 test: venv venv-oldest ## the whole suite, then again on the oldest dependencies allowed
-	@.ci/debian $(DATABASE) prometheus
-	.venv-oldest/bin/python -m pytest -q -m 'not tooling'
-	$(BIN)/python -m pytest -q
+	@.ci/debian $(DATABASE) postgresql prometheus
+	.venv-oldest/bin/python -m pytest $(PARALLEL) -m 'not tooling'
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: venv ## lint, types, import directions, generated files
 	$(BIN)/ruff check .
@@ -32,6 +34,11 @@ check: venv ## lint, types, import directions, generated files
 
 bench: venv ## what watching costs, side by side with not watching
 	$(BIN)/python tests/bench/checkout.py
+
+upstream: venv venv-oldest ## SQLAlchemy's own tests, with every engine watched as without
+	@.ci/debian $(DATABASE)
+	$(BIN)/python tests/upstream/run.py
+	.venv-oldest/bin/python tests/upstream/run.py
 
 generate: venv ## write the dashboard, the rules and the README's metric reference
 	$(BIN)/python dashboards/generate.py

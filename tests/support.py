@@ -72,16 +72,16 @@ async def use(engine: AsyncEngine, statement: str = "SELECT 1") -> object:
         return await run(connection, statement)
 
 
-async def fill(engine: AsyncEngine, connections: int) -> list[int]:
-    """Leave *connections* idle in the pool; return their ids on the server."""
+async def fill(engine: AsyncEngine, connections: int, own_id: str = "SELECT CONNECTION_ID()") -> list[int]:
+    """Leave *connections* idle in the pool; return their ids on the server, which the statement *own_id* asks for."""
     held = [await engine.connect() for _ in range(connections)]
-    ids = [await run(each, "SELECT CONNECTION_ID()") for each in held]
+    ids = [await run(each, own_id) for each in held]
     for each in held:
         await each.close()
     return [number for number in ids if isinstance(number, int)]
 
 
-def moved(counts: object) -> dict[object, int]:
+def moved(counts: object) -> dict[Any, int]:
     """Return the entries of a labelled counter that are not 0."""
     assert isinstance(counts, dict)
     return {key: value for key, value in counts.items() if value}

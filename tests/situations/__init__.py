@@ -1,0 +1,1 @@
+"""Situations on every driver and event loop."""

@@ -1,0 +1,106 @@
+"""Everything at once, and the books still agree with the driver's own account."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stage import OLDEST, ending
+from support import moved, run
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from poolwatch import PoolSnapshot
+    from stage import Stage
+
+pytestmark = pytest.mark.anyio
+
+TASKS = 1500
+KILLS = 12
+PLAUSIBLE = {
+    "cancelled",
+    "disconnect",
+    "failed",
+    "invalidated",
+    "overflow",
+    "pool_invalidated",
+    "pre_ping",
+    "recycle",
+    "reset_failed",
+}
+
+
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+async def test_stress(stage: Stage) -> None:
+    """1,500 callers on seven places, with short timeouts, invalidations, kills and a recycle of a second."""
+    engine = stage.engine(pool_size=4, max_overflow=3, pool_timeout=0.15, pool_recycle=1, pool_pre_ping=True)
+    # asyncpg leaves the futures of lost connections unread, which the loop would complain of.
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    chance = random.Random(7)  # noqa: S311
+    stop = asyncio.Event()
+    reading = asyncio.create_task(_read(stage, stop))
+    await asyncio.gather(_kill(stage), *(_use(stage, engine, chance) for _ in range(TASKS)))
+    stop.set()
+    await reading
+    await stage.wake()
+    # What cancelled callers left behind ends in tasks of SQLAlchemy's and the driver's own.
+    await stage.hear()
+    # Met by a ping, whatever else has been lost.
+    await stage.fill(engine, 4)
+    snapshot = stage.watches[0].snapshot()
+    assert PLAUSIBLE | ({"leaked"} if OLDEST else set()) >= set(moved(snapshot.closes_total))
+    assert snapshot.checkout_failures_total is not None
+    assert TASKS + 4 == snapshot.checkouts_total + sum(snapshot.checkout_failures_total.values())
+    closes, failures = moved(snapshot.closes_total), moved(snapshot.checkout_failures_total)
+    # Sockets that a driver strands may be of connections that were never established.
+    dropped = max(0, len(stage.server.connections()) - 4)
+    await stage.check(
+        closes, moved(snapshot.reconnects_total), idle=4, dropped=dropped, leaks=snapshot.leaks_total, failures=failures
+    )
+
+
+async def _use(stage: Stage, engine: AsyncEngine, chance: random.Random) -> None:
+    await asyncio.sleep(chance.random() * 2)
+    patience = chance.choice([0.0006, 0.0012, 0.002, 0.003, 0.005, 0.05, 0.2, 1.0])
+    nap, invalidates = chance.choice([0, 0, 0.01, 0.03, 0.1]), chance.random() < 0.05
+
+    async def work() -> None:
+        async with asyncio.timeout(patience), engine.connect() as connection:
+            await run(connection, stage.nap(nap))
+            if invalidates:
+                await connection.invalidate()
+
+    await ending(work())
+
+
+async def _kill(stage: Stage) -> None:
+    for _ in range(KILLS):
+        await asyncio.sleep(0.2)
+        for each in stage.server.connections()[:1]:
+            stage.server.kill(each)
+
+
+async def _read(stage: Stage, stop: asyncio.Event) -> None:
+    """Read all the while: no counter ever goes back, nothing is negative."""
+    last = _counters(stage.watches[0].snapshot())
+    while not stop.is_set():
+        await asyncio.sleep(0.01)
+        now = _counters(stage.watches[0].snapshot())
+        assert [] == [key for key, value in now.items() if value < last[key]]
+        last = now
+
+
+def _counters(snapshot: PoolSnapshot) -> dict[tuple[str, object], float]:
+    counters: dict[tuple[str, object], float] = {}
+    for field in fields(snapshot):
+        value = getattr(snapshot, field.name)
+        if field.name.endswith("_total"):
+            labelled = value if isinstance(value, dict) else {None: value}
+            counters |= {(field.name, label): number for label, number in labelled.items() if number is not None}
+    assert all(number >= 0 for number in counters.values())
+    return counters
