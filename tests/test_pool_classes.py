@@ -1,0 +1,183 @@
+"""Every pool class in every situation: the books are true, and each close has the reason that the table says."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy.pool
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import (
+    AssertionPool,
+    AsyncAdaptedQueuePool,
+    NullPool,
+    Pool,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from pool_scenes import (
+    TOO_OLD,
+    Scene,
+    detached,
+    disposed,
+    disposed_while_held,
+    invalidated,
+    killed,
+    killed_and_pinged,
+    leaked,
+    recycled,
+    refused,
+    refused_a_second,
+    softly_invalidated,
+    two_at_once,
+    used_twice,
+)
+from poolwatch import watch
+from poolwatch.catalog import REPLACED
+from support import moved
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client import CollectorRegistry
+
+    from poolwatch.demo.servers import MariaDB
+
+    Situation = Callable[[Scene], None]
+
+INFINITE = float("inf")
+QUEUE, NULL, STATIC, SINGLETON, ASSERTION = "queue", "null", "static", "singleton", "assertion"
+SYNC: dict[type[Pool], str] = {
+    QueuePool: QUEUE,
+    NullPool: NULL,
+    StaticPool: STATIC,
+    SingletonThreadPool: SINGLETON,
+    AssertionPool: ASSERTION,
+}
+ASYNC: dict[type[Pool], str] = {
+    AsyncAdaptedQueuePool: QUEUE,
+    NullPool: NULL,
+    StaticPool: STATIC,
+    AssertionPool: ASSERTION,
+}
+if hasattr(sqlalchemy.pool, "FallbackAsyncAdaptedQueuePool"):
+    # Gone in SQLAlchemy 2.1.
+    ASYNC[sqlalchemy.pool.FallbackAsyncAdaptedQueuePool] = QUEUE
+
+
+def everywhere(closes: dict[str, int], **others: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Return *closes* for every kind of pool but *others*."""
+    return {**dict.fromkeys((QUEUE, NULL, STATIC, SINGLETON, ASSERTION), closes), **others}
+
+
+# What the reasons of all closes add up to, by kind of pool.
+CLOSES: dict[Situation, dict[str, dict[str, int]]] = {
+    used_twice: everywhere({}, null={"unpooled": 2}),
+    two_at_once: {QUEUE: {"overflow": 1}, NULL: {"unpooled": 2}, SINGLETON: {}},
+    refused_a_second: {ASSERTION: {}},
+    invalidated: everywhere({"invalidated": 1}, null={"invalidated": 1, "unpooled": 1}),
+    softly_invalidated: everywhere({"soft_invalidated": 1}, null={"unpooled": 2}),
+    leaked: everywhere({}, null={"unpooled": 2}),
+    detached: everywhere({"detached": 1}, null={"detached": 1, "unpooled": 1}),
+    disposed: everywhere({"disposed": 1}, null={"unpooled": 2}),
+    disposed_while_held: everywhere({"disposed": 1}, null={"unpooled": 2}),
+    recycled: everywhere({"recycle": 1}, null={"unpooled": 2}),
+    killed: everywhere({"disconnect": 1}, null={"unpooled": 2}),
+    killed_and_pinged: everywhere({"pre_ping": 1}, null={"unpooled": 2}),
+    refused: everywhere({}, null={"unpooled": 1}),
+}
+# On an async engine a leaked connection cannot be given back.
+CLOSES_ASYNC = {**CLOSES, leaked: everywhere({"leaked": 1}, null={"leaked": 1, "unpooled": 1})}
+# Where the record that lost its connection gets the next one.
+RECONNECTING = (QUEUE, SINGLETON, ASSERTION)
+FAILURES: dict[Situation, dict[str, int]] = {refused: {"connect": 2}, refused_a_second: {"other": 1}}
+SIZES = {
+    QUEUE: (1, 2, 30),
+    NULL: (0, INFINITE, INFINITE),
+    STATIC: (1, 1, INFINITE),
+    SINGLETON: (5, 5, INFINITE),
+    ASSERTION: (1, 1, INFINITE),
+}
+
+
+def cells(kinds: dict[type[Pool], str], table: dict[Situation, dict[str, dict[str, int]]]) -> list[Any]:
+    """Return one parameter for each situation of each class."""
+    return [
+        pytest.param(situation, each, kind, closes[kind], id=f"{situation.__name__}-{each.__name__}")
+        for situation, closes in table.items()
+        for each, kind in kinds.items()
+        if kind in closes
+    ]
+
+
+def options(situation: Situation, poolclass: type[Pool]) -> dict[str, Any]:
+    """Return what ``create_engine`` is told."""
+    told = {"poolclass": poolclass, "pool_recycle": TOO_OLD - 1, "pool_pre_ping": situation is killed_and_pinged}
+    return told | ({"pool_size": 1, "max_overflow": 1} if issubclass(poolclass, QueuePool) else {})
+
+
+def play(scene: Scene, situation: Situation, kind: str, closes: dict[str, int]) -> None:
+    """Act *situation* out and hold the books against the table."""
+    situation(scene)
+    snapshot = scene.finish()
+    assert closes == moved(snapshot.closes_total)
+    replaced = {reason: number for reason, number in closes.items() if reason in REPLACED}
+    if kind in RECONNECTING:
+        assert replaced == moved(snapshot.reconnects_total)
+    assert FAILURES.get(situation, {}) == moved(snapshot.checkout_failures_total)
+    assert SIZES[kind] == (snapshot.size, snapshot.connections_limit, snapshot.checkout_timeout_seconds)
+    assert (1 if situation is leaked else 0) == snapshot.leaks_total
+    scene.engine.dispose()
+    scene.check()
+
+
+@pytest.fixture(autouse=True)
+def little_garbage() -> Iterator[None]:
+    """Look for garbage only among what the test makes."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize(("situation", "poolclass", "kind", "closes"), cells(SYNC, CLOSES))
+def test_sync(
+    mariadb: MariaDB,
+    registry: CollectorRegistry,
+    situation: Situation,
+    poolclass: type[Pool],
+    kind: str,
+    closes: dict[str, int],
+) -> None:
+    """A pool of an engine whose driver blocks."""
+    engine = create_engine(mariadb.url("pymysql"), connect_args={"ssl_disabled": True}, **options(situation, poolclass))
+    play(Scene(mariadb, engine, watch(engine, registry=registry), time.sleep), situation, kind, closes)
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+@pytest.mark.parametrize(("situation", "poolclass", "kind", "closes"), cells(ASYNC, CLOSES_ASYNC))
+async def test_async(
+    mariadb: MariaDB,
+    registry: CollectorRegistry,
+    situation: Situation,
+    poolclass: type[Pool],
+    kind: str,
+    closes: dict[str, int],
+) -> None:
+    """A pool of an async engine."""
+    engine = create_async_engine(mariadb.url("aiomysql"), **options(situation, poolclass))
+    scene = Scene(mariadb, engine.sync_engine, watch(engine, registry=registry), _pause)
+    # As AsyncConnection.run_sync() does: one play for both kinds of engine.
+    await greenlet_spawn(play, scene, situation, kind, closes)
+
+
+def _pause(seconds: float) -> None:
+    await_only(asyncio.sleep(seconds))
