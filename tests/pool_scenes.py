@@ -64,7 +64,7 @@ def used_twice(scene: Scene) -> None:
 
 
 def two_at_once(scene: Scene) -> None:
-    """Two callers hold one each; a StaticPool's books are not true then, which is known."""
+    """Two callers hold one each, or the same."""
     with scene.engine.connect() as first:
         first.exec_driver_sql("SELECT 1")
         with scene.engine.connect() as second:

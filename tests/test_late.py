@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import generate_latest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, exc, text
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from databases import open_handles
@@ -68,6 +68,22 @@ async def test_adopted(
     snapshot = await assert_true_on(mariadb, watched)
     assert held + queued + 1 == snapshot.checkouts_total
     assert {"overflow": 1} if held == 3 else {} == moved(snapshot.closes_total)
+
+
+async def test_held_before_and_lost_after(
+    mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
+) -> None:
+    """A connection that was held before we watched is lost for the same reason as any other."""
+    engine = make_engine()
+    connection = await engine.connect()
+    number = await run(connection, "SELECT CONNECTION_ID()")
+    assert isinstance(number, int)
+    watched = watch(engine, registry=registry)
+    mariadb.kill(number)
+    with pytest.raises(exc.OperationalError):
+        await run(connection, "SELECT 1")
+    await connection.close()
+    assert {"disconnect": 1} == moved((await assert_true_on(mariadb, watched)).closes_total)
 
 
 @pytest.mark.parametrize("again", [1, 2])

@@ -80,7 +80,7 @@ def everywhere(closes: dict[str, int], **others: dict[str, int]) -> dict[str, di
 # What the reasons of all closes add up to, by kind of pool.
 CLOSES: dict[Situation, dict[str, dict[str, int]]] = {
     used_twice: everywhere({}, null={"unpooled": 2}),
-    two_at_once: {QUEUE: {"overflow": 1}, NULL: {"unpooled": 2}, SINGLETON: {}},
+    two_at_once: {QUEUE: {"overflow": 1}, NULL: {"unpooled": 2}, SINGLETON: {}, STATIC: {}},
     refused_a_second: {ASSERTION: {}},
     invalidated: everywhere({"invalidated": 1}, null={"invalidated": 1, "unpooled": 1}),
     softly_invalidated: everywhere({"soft_invalidated": 1}, null={"unpooled": 2}),

@@ -87,10 +87,14 @@ def test_record() -> None:
     engine = create_engine("sqlite://", poolclass=QueuePool, pool_recycle=60)
     records: list[ConnectionPoolEntry] = []
     event.listen(engine, "connect", lambda _dbapi, record: records.append(record))
+    fresh: list[bool] = []
+    event.listen(engine, "connect", lambda _dbapi, record: fresh.append(privates.is_fresh(record)))
+    event.listen(engine, "checkout", lambda *_: None)
     with engine.connect() as connection:
         (record,) = records
         assert engine.pool is privates.pool_of(record)
         assert None is privates.retirement(record)
+        assert [True, False] == [*fresh, privates.is_fresh(record)]
         assert privates.condemns_others(record, engine.pool)
         connection.connection.invalidate(soft=True)
         assert "soft_invalidated" == privates.retirement(record)

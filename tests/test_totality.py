@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError  # noqa: A004
 from sqlalchemy.pool import QueuePool
 
 from poolwatch import watch
+from poolwatch.activity import ActivityListeners
 from poolwatch.ledger import FOLD_AT, SWEEP_AT, Ledger
 from poolwatch.listeners import PoolListeners
 from poolwatch.reader import PoolReader
@@ -44,11 +45,8 @@ HANDLERS = [
         "on_close",
         "on_detach",
         "on_handle_error",
-        "on_after_cursor_execute",
-        "on_commit",
-        "on_rollback",
     )
-]
+] + [(ActivityListeners, name) for name in ("on_after_cursor_execute", "on_commit", "on_rollback")]
 HOT = ["checkout", "checkin", "pool.connect"]
 
 

@@ -132,18 +132,17 @@ class Watch:
         """Begin anew in a forked child: what the parent has open, and what it counted, is not the child's."""
         ledger = self._ledger
         try:
+            slots = list(ledger.slots.values())
+            ledger.restart()
+            self._reader.restart()
+            self._forget_slots(slots)
             if self._listeners.is_async:
-                _never_collect([_inherited(slot) for slot in list(ledger.slots.values())])
-            self._forget_slots()
+                _never_collect([_inherited(slot) for slot in slots])
+            if self.leaving:
+                # Those it waited for are threads and tasks that the child does not have.
+                self._detach()
         except Exception as error:  # noqa: BLE001
-            ledger.restart()
             ledger.trouble(describe("fork", error))
-        else:
-            ledger.restart()
-        self._reader.restart()
-        if self.leaving:
-            # Those it waited for are threads and tasks that the child does not have.
-            self._detach()
 
     def close(self) -> None:
         """Stop listening, remove the series and give the pool its class back. A second call does nothing.
@@ -211,12 +210,12 @@ class Watch:
         if engine is not None:
             self._listeners.detach(engine)
             self._timer.restore(engine.pool)
-        self._forget_slots()
+        self._forget_slots(list(self._ledger.slots.values()))
         if engine is not None and successor is not None and not successor._closed:  # noqa: SLF001
             successor._attach(engine)  # noqa: SLF001
 
-    def _forget_slots(self) -> None:
-        for slot in list(self._ledger.slots.values()):
+    def _forget_slots(self, slots: list[Slot]) -> None:
+        for slot in slots:
             record = slot.record()
             if record is not None and record.record_info is not None:
                 record.record_info.pop(self._ledger.key, None)

@@ -151,14 +151,7 @@ class Ledger:
         self.holds = _histogram("hold_duration_seconds")
         self.idles = _histogram("idle_duration_seconds")
         self.lifetimes = _histogram("connection_lifetime_seconds")
-        self._histograms = (
-            self.checkouts,
-            self.timeouts,
-            self.connects,
-            self.holds,
-            self.idles,
-            self.lifetimes,
-        )
+        self._histograms = (self.checkouts, self.timeouts, self.connects, self.holds, self.idles, self.lifetimes)
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._events: list[tuple[str, ...]] = []
         self._note = self._events.append
@@ -202,34 +195,37 @@ class Ledger:
             self.count("reconnects_total", slot.replaces)
         slot.replaces = None
 
-    def closed(self, slot: Slot, reason: str, serial: int | None = None) -> bool:
-        """Book the connection of *slot* as closed and return true; a second time, or without one, do nothing.
+    def closed(self, slot: Slot, reason: str, serial: int | None = None) -> None:
+        """Book the connection of *slot* as closed; a second time, or without one, do nothing.
 
         *serial*: the connection that is meant, where other threads may have opened another in the slot meanwhile.
         """
         opened, retiring = slot.opened, slot.retiring
         # Taking it out of the dictionary is atomic: a reader and a listener may both find the same loss.
         if self.slots.pop(slot.serial if serial is None else serial, None) is None or opened is None:
-            return False
+            return
         if slot.opened is opened:
             slot.opened = slot.retiring = slot.number = None
             slot.replaces = reason
             slot.asked = False
         self.count("closes_total", reason)
         self.lifetimes.observe((retiring.at if retiring else self.clock()) - opened)
-        return True
 
     def lost(self, slot: Slot, reason: str, serial: int) -> None:
         """Book a connection as closed, as above, and the end of its hold if there is one."""
-        held, now = slot.held, self.clock()
-        if self.closed(slot, reason, serial) and held is not None:
-            if slot.held is held:
-                slot.held = None
+        held, now = None, self.clock()
+        # Without a call in between, so that no other thread takes the same hold, or that of a later connection.
+        if slot.serial == serial:
+            held, slot.held = slot.held, None
+        if held is not None:
             self.holds.observe(now - held)
+        self.closed(slot, reason, serial)
 
     def handed_out(self, slot: Slot, now: float) -> None:
         """Book a hold of *slot*'s connection that begins at *now*."""
         slot.arrived = False
+        if slot.held is not None:
+            self.holds.observe(now - slot.held)
         slot.held = now
         if slot.returned is not None:
             self.idles.observe(now - slot.returned)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event, exc
 
 from poolwatch import privates, reasons, server
+from poolwatch.activity import ActivityListeners, slot_of
 from poolwatch.hotpath import MEANT, checkin_listener, checkout_listener, describe
 from poolwatch.ledger import Retirement, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
     from sqlalchemy.engine import Dialect
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, Pool
@@ -59,8 +60,7 @@ class PoolListeners:
         # PEP 249 asks for it; what stands in for a driver or a dialect in somebody's tests may lack it.
         driver = getattr(dialect, "dbapi", None)
         self._errors: tuple[type[BaseException], ...] = (getattr(driver, "Error", exc.DBAPIError),)
-        # Under AUTOCOMMIT such a dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
-        self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
+        activity = ActivityListeners(ledger, dialect)
         handlers: dict[str, Callable[..., None]] = {
             "do_connect": self.on_do_connect,
             "connect": self.on_connect,
@@ -69,13 +69,15 @@ class PoolListeners:
             "close": self.on_close,
             "detach": self.on_detach,
             "handle_error": self.on_handle_error,
-            "after_cursor_execute": self.on_after_cursor_execute,
-            "commit": self.on_commit,
-            "rollback": self.on_rollback,
+            "after_cursor_execute": activity.on_after_cursor_execute,
+            "commit": activity.on_commit,
+            "rollback": activity.on_rollback,
         }
         self._doors = {name: self._door(name, handler) for name, handler in handlers.items()} | {
             "checkout": checkout_listener(ledger, self.first_checkout, pre_ping=settings.pre_ping, timed=timed),
-            "checkin": checkin_listener(ledger, self.odd_checkin, resets=settings.resets and not self._skips_rollback),
+            "checkin": checkin_listener(
+                ledger, self.odd_checkin, resets=settings.resets and not activity.skips_rollback
+            ),
         }
 
     @property
@@ -212,9 +214,6 @@ class PoolListeners:
             # Lost while it was being set up: that fires no close.
             self._ledger.closed(slot, "failed")
 
-    def _quiet(self, dbapi: Any) -> bool:
-        return self._skips_rollback and bool(self._dialect.detect_autocommit_setting(dbapi))
-
     def on_detach(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         """Book a connection that leaves the pool for good: detached, or (async engines) leaked."""
         slot = self._slot(record)
@@ -231,7 +230,7 @@ class PoolListeners:
         """Remember why the ``close`` that follows will come; *error* is ``None`` for a call without one."""
         slot = self._slot(record)
         slot.fate = self._found_lost(slot, record, error) or reasons.of_invalidation(
-            error, self._errors, in_use=record.in_use, held=slot.held is not None
+            error, self._errors, set_up=_is_set_up(slot, record), held=slot.held is not None
         )
         self._ledger.count("invalidations_total", "hard")
         if isinstance(error, exc.DisconnectionError) and error.invalidate_pool:
@@ -242,7 +241,7 @@ class PoolListeners:
 
         With aiomysql under uvloop it is a plain RuntimeError, which a ping or a statement meets.
         """
-        if not isinstance(error, Exception) or hasattr(error, MEANT) or not record.in_use:
+        if not isinstance(error, Exception) or hasattr(error, MEANT) or not _is_set_up(slot, record):
             return None
         if not server.is_lost(self._dialect, record.driver_connection):
             return None
@@ -259,7 +258,7 @@ class PoolListeners:
 
     def on_handle_error(self, context: Any) -> None:
         """Note an error of a statement, COMMIT or ROLLBACK; count one that condemns every connection of the pool."""
-        slot = None if context.connection is None else self._slot_of(context.connection)
+        slot = None if context.connection is None else slot_of(context.connection, self._ledger)
         if slot is None:
             return
         slot.failed = True
@@ -286,36 +285,12 @@ class PoolListeners:
 
     def _settle(self, slot: Slot) -> None:
         """Book a close whose reason was left open: the record is being connected again, so a checkout closed it."""
-        if slot.retiring is not None:
-            self._ledger.closed(slot, slot.retiring.reason or "other")
-        elif slot.held is not None:
-            # The thread that detaches it has returned the record, and is about to say so.
-            self._ledger.lost(slot, "detached", slot.serial)
+        retiring = slot.retiring
+        if retiring is not None or slot.held is not None:
+            # Without a close event: the thread that detaches it has returned the record, and is about to say so.
+            self._ledger.lost(slot, "detached" if retiring is None else retiring.reason or "other", slot.serial)
 
-    # Activity
 
-    def on_after_cursor_execute(self, connection: Connection, *_: Any) -> None:
-        """Note that the server has just heard from the connection."""
-        self._mark(self._slot_of(connection))
-
-    def on_commit(self, connection: Connection) -> None:
-        """As for a statement; the event fires before the COMMIT is sent, which makes a moment's difference."""
-        self._mark(self._slot_of(connection))
-
-    def on_rollback(self, connection: Connection) -> None:
-        """As for a commit, unless the dialect is told to send no ROLLBACK under AUTOCOMMIT."""
-        slot = self._slot_of(connection)
-        if slot is not None and not self._quiet(connection.connection.dbapi_connection):
-            self._mark(slot)
-
-    def _mark(self, slot: Slot | None) -> None:
-        if slot is not None:
-            slot.active = self._clock()
-            slot.failed = False
-
-    def _slot_of(self, connection: Connection) -> Slot | None:
-        # An invalidated Connection would reconnect when asked for its connection.
-        if connection.closed or connection.invalidated:
-            return None
-        info = connection.connection.record_info
-        return None if info is None else info.get(self._ledger.key)
+def _is_set_up(slot: Slot, record: ConnectionPoolEntry) -> bool:
+    # One that was handed out before anybody listened to checkouts is still fresh.
+    return slot.held is not None or not privates.is_fresh(record)

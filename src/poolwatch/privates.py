@@ -124,6 +124,12 @@ def retirement(record: ConnectionPoolEntry) -> str | None:
     return None
 
 
+def is_fresh(record: ConnectionPoolEntry) -> bool:
+    """Tell whether *record*'s connection was established and no checkout has got as far as its listeners since."""
+    fresh: bool = record.fresh  # type: ignore[attr-defined]
+    return fresh
+
+
 def proxy_reference(record: ConnectionPoolEntry) -> Callable[[], object]:
     """Return the weak reference to what the caller of a checked-out *record* holds."""
     reference: Callable[[], object] = record.fairy_ref  # type: ignore[attr-defined]

@@ -68,9 +68,10 @@ class PoolReader:
     def _reap(self, engine: Engine) -> None:
         """Book what no event reported: connections that are gone, or that no caller can ever reach again."""
         ledger = self._ledger
-        for serial, slot in list(ledger.slots.items()):
+        # Not items(): its tuples let the garbage collector in, whose listeners change the dictionary.
+        for slot in list(ledger.slots.values()):
             # In this order: a checkout that closes a connection is pending before and after.
-            record, retiring, pending = slot.record(), slot.retiring, ledger.pending[:]
+            serial, record, retiring, pending = slot.serial, slot.record(), slot.retiring, ledger.pending[:]
             abandoned = slot.pool() is not engine.pool
             if retiring is not None:
                 # A checkout would still be under way, to connect it again.
@@ -85,7 +86,7 @@ class PoolReader:
                 ledger.lost(slot, "failed" if slot.fresh else reason, serial)
             elif abandoned and not record.in_use and slot.pool() not in pending:
                 ledger.closed(slot, "disposed", serial)
-            elif self._timed and slot.arrived and record.in_use and slot.pool() not in ledger.pending:
+            elif self._timed and slot.arrived and record.in_use and slot.pool() not in ledger.pending and slot.arrived:
                 # Handed out to a caller who began to wait before we timed.
                 ledger.checkouts.observe(0.0)
                 ledger.handed_out(slot, ledger.clock())

@@ -18,7 +18,7 @@ def of_invalidation(
     error: BaseException | None,
     dbapi_errors: tuple[type[BaseException], ...],
     *,
-    in_use: bool,
+    set_up: bool,
     held: bool,
 ) -> str:
     """Return the reason that an ``invalidate`` event with *error* gives to the ``close`` that follows.
@@ -26,14 +26,14 @@ def of_invalidation(
     Args:
         error: The event's; ``None`` for a call without one, and when SQLAlchemy gives up after two attempts.
         dbapi_errors: The driver's own classes.
-        in_use: The record is checked out; before that the connection is still being set up.
+        set_up: The connection was set up, and checkouts may have it.
         held: A caller had got the connection.
     """
     if error is None:
         return "invalidated"
     if not isinstance(error, Exception):
         return "cancelled"
-    if not in_use:
+    if not set_up:
         return "failed"
     if held and _caught_by_pool(error):
         return "reset_failed"

@@ -93,7 +93,7 @@ def is_lost(dialect: Dialect, driver_connection: Any) -> bool | None:
     """
     if driver_of(dialect) != "aiomysql" or driver_connection is None:
         return None
-    reader, writer = driver_connection._reader, driver_connection._writer  # noqa: SLF001
+    reader, writer = getattr(driver_connection, "_reader", None), getattr(driver_connection, "_writer", None)
     if reader is None or writer is None:
         return None
     return bool(reader.at_eof() or reader.exception() is not None or writer.transport.is_closing())

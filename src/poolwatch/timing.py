@@ -69,7 +69,7 @@ class TimedPool:
     def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901
         ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
         enter, leave, stopped = pending.append, pending.remove, self._stopped
-        observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
+        observe, observe_idle, observe_hold = ledger.checkouts.observe, ledger.idles.observe, ledger.holds.observe
         original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
         queues = most < inf
 
@@ -100,7 +100,11 @@ class TimedPool:
                 # Not set where a pool hands a thread the proxy that it already has.
                 if slot.arrived:
                     slot.arrived = False
-                    slot.held = now = clock()
+                    now = clock()
+                    # Some pools hand out again what a caller still holds, and report one return for both.
+                    if slot.held is not None:
+                        observe_hold(now - slot.held)
+                    slot.held = now
                     observe(now - began)
                     if slot.returned is not None:
                         observe_idle(now - slot.returned)

@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from contextlib import suppress
+from functools import cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,6 @@ _collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakr
 _OPTIONS = ("name", "inactivity_limit", "server_limits", "per_connection")
 _leaving: list[Watch] = []
 _warned: set[tuple[str, str]] = set()
-_minds_forks: list[bool] = []
 
 
 def watch(  # noqa: PLR0913
@@ -78,8 +78,8 @@ def watch(  # noqa: PLR0913
         per_connection=per_connection,
         registry=registry,
     )
-    _mind_forks()
     with _lock:
+        _mind_forks()
         _watches[:] = [each for each in _watches if each.engine is not None]
         existing = _of_pool(root)
         if existing is not None:
@@ -104,13 +104,12 @@ def watches(registry: CollectorRegistry) -> list[Watch]:
         return [each for each in _watches if each.options["registry"] is registry and each.engine is not None]
 
 
+@cache
 def _mind_forks() -> None:
     """Have forked children begin anew, from the first watch on; where a platform forks."""
-    with _lock:
-        if not _minds_forks and hasattr(os, "register_at_fork"):
-            # Held meanwhile, so that the child finds neither a lock that nobody frees nor half a list.
-            os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)
-            _minds_forks.append(True)
+    if hasattr(os, "register_at_fork"):
+        # Held meanwhile, so that the child finds neither a lock that nobody frees nor half a list.
+        os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_in_child)
 
 
 def _in_child() -> None:
@@ -119,7 +118,9 @@ def _in_child() -> None:
             each.forked()
         _leaving.clear()
     finally:
-        _lock.release()
+        # A server that forks in C may call the child's half only.
+        with suppress(RuntimeError):
+            _lock.release()
 
 
 def _of_pool(engine: Engine) -> Watch | None:

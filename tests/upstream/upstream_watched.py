@@ -78,8 +78,7 @@ class Attendance:
     def _balances(self, watched: Watch | None, nodeid: str) -> bool:
         """Return whether to look at it again: it is still there, and its books were right."""
         snapshot = None if watched is None or watched.leaving else watched.collect()
-        # Overlapping users of a StaticPool are the one known exception to the identities.
-        if watched is None or snapshot is None or snapshot.info["pool_class"] == "StaticPool":
+        if watched is None or snapshot is None:
             return watched is not None and watched.leaving
         try:
             # Threads that a test left behind may still be inside.
