@@ -102,6 +102,36 @@ def test_clock_that_goes_back(ledger: Ledger, slot: Slot, clock: Clock) -> None:
     assert (1, 0.0) == (durations["hold_duration_seconds"].count, durations["hold_duration_seconds"].sum)
 
 
+def test_a_loss_found_while_it_is_booked(ledger: Ledger, slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds it meanwhile changes neither the reason nor the number of holds."""
+    ledger.handed_out(slot, ledger.clock())
+    serial, observe = slot.serial, ledger.holds.observe
+
+    def find_and_observe(seconds: float) -> None:
+        ledger.lost(slot, "other", serial)
+        observe(seconds)
+
+    monkeypatch.setattr(ledger.holds, "observe", find_and_observe)
+    ledger.lost(slot, "detached", serial)
+    counts, durations, _ = ledger.read()
+    assert (1, 0) == (counts["closes_total", "detached"], counts["closes_total", "other"])
+    assert 1 == durations["hold_duration_seconds"].count
+
+
+def test_a_loss_booked_after_the_record_was_connected_again(ledger: Ledger, slot: Slot) -> None:
+    """It ends the hold of the connection that was lost, and not that of the one that came after."""
+    ledger.handed_out(slot, ledger.clock())
+    lost = slot.serial
+    ledger.closed(slot, "detached", lost)
+    ledger.opened(slot, ledger.wall())
+    ledger.handed_out(slot, ledger.clock())
+    ledger.lost(slot, "other", lost)
+    counts, durations, _ = ledger.read()
+    assert (2, 1) == (counts["connects_total",], counts["closes_total", "detached"])
+    assert (1, [slot]) == (durations["hold_duration_seconds"].count, list(ledger.slots.values()))
+    assert slot.held is not None
+
+
 def test_moments_follow_the_wall_clock(ledger: Ledger, wall: Clock) -> None:
     """A wall clock that is set moves every moment; its microseconds do not."""
     assert 1_000_000.0 == ledger.moment(100.0)

@@ -183,6 +183,8 @@ class Ledger:
 
     def opened(self, slot: Slot, opened_at: float) -> None:
         """Book a connection established in *slot* at the wall-clock moment *opened_at*."""
+        # If another thread is about to book the loss of the last one.
+        self.given_back(slot, self.clock())
         slot.forget_connection()
         slot.opened = slot.active = self.clock()
         slot.opened_at = opened_at
@@ -213,13 +215,13 @@ class Ledger:
 
     def lost(self, slot: Slot, reason: str, serial: int) -> None:
         """Book a connection as closed, as above, and the end of its hold if there is one."""
+        self.closed(slot, reason, serial)
         held, now = None, self.clock()
         # Without a call in between, so that no other thread takes the same hold, or that of a later connection.
         if slot.serial == serial:
             held, slot.held = slot.held, None
         if held is not None:
             self.holds.observe(now - held)
-        self.closed(slot, reason, serial)
 
     def handed_out(self, slot: Slot, now: float) -> None:
         """Book a hold of *slot*'s connection that begins at *now*."""
