@@ -12,6 +12,8 @@ from stage import OLDEST, Interruptible
 from support import run, use
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from stage import Stage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("way", ["cancel", "expire"])]
@@ -57,17 +59,22 @@ async def test_queueing_when_a_connection_comes_back(stage: Stage, way: str, *, 
     await use(engine)
 
 
-@pytest.mark.parametrize("first", [True, False])
-async def test_connecting(stage: Stage, way: str, *, first: bool) -> None:
-    """A connection that was not established is not counted, the engine's first or a later one."""
-    engine = stage.engine()
-    held = None if first else await engine.connect()
+async def _give_up(stage: Stage, way: str, engine: AsyncEngine) -> None:
+    """Interrupt a caller who asks for a connection while the server answers nothing."""
     stage.freeze()
     caller = Interruptible(way, use(engine))
     await stage.pending()
     await caller.interrupt()
     stage.thaw()
     assert await caller.ended() in GAVE_UP
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_connecting(stage: Stage, way: str, *, first: bool) -> None:
+    """A connection that was not established is not counted, the engine's first or a later one."""
+    engine = stage.engine()
+    held = None if first else await engine.connect()
+    await _give_up(stage, way, engine)
     await stage.check(out=0 if first else 1, failures=FAILED)
     assert 0 == stage.watches[0].snapshot().connect_failures_total
     if held is not None:
@@ -79,12 +86,7 @@ async def test_connecting_again(stage: Stage, way: str) -> None:
     engine = stage.engine(pool_recycle=60)
     await use(engine)
     stage.age()
-    stage.freeze()
-    caller = Interruptible(way, use(engine))
-    await stage.pending()
-    await caller.interrupt()
-    stage.thaw()
-    assert await caller.ended() in GAVE_UP
+    await _give_up(stage, way, engine)
     await stage.check({"recycle": 1}, failures=FAILED)
     await use(engine)
     await stage.check({"recycle": 1}, {"recycle": 1}, idle=1, failures=FAILED)
@@ -94,12 +96,7 @@ async def test_pinging(stage: Stage, way: str) -> None:
     """An interrupted ping costs the connection."""
     engine = stage.engine(pool_pre_ping=True)
     await use(engine)
-    stage.freeze()
-    caller = Interruptible(way, use(engine))
-    await stage.pending()
-    await caller.interrupt()
-    stage.thaw()
-    assert await caller.ended() in GAVE_UP
+    await _give_up(stage, way, engine)
     await stage.check({"cancelled": 1}, failures=FAILED)
     await use(engine)
     await stage.check({"cancelled": 1}, {"cancelled": 1}, idle=1, failures=FAILED)
