@@ -125,6 +125,17 @@ def test_the_applications_own_way_to_connect(registry: CollectorRegistry, *, bef
     assert (1, 0 if before else 1) == (snapshot.connects_total, snapshot.connect_duration_seconds.count)
 
 
+@pytest.mark.parametrize("record", [None, object()])
+def test_creator_called_by_hand(registry: CollectorRegistry, record: object) -> None:
+    """Whoever calls the pool's creator without a record of the pool's gets a connection that is none of ours."""
+    engine = create_engine("sqlite://", poolclass=QueuePool)
+    watched = watch(engine, registry=registry)
+    engine.pool._creator(record).close()  # type: ignore[arg-type]
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert 0 == snapshot.connects_total
+
+
 def test_leak_that_was_there_before(registry: CollectorRegistry) -> None:
     """A connection that was out before we watched, and is dropped after, is a leak."""
     engine = create_engine("sqlite://", poolclass=QueuePool)

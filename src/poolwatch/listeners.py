@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from poolwatch import privates, reasons, server
 from poolwatch.activity import ActivityListeners, slot_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import Dialect
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry, Pool
+    from sqlalchemy.pool import Pool
 
     from poolwatch.ledger import Ledger
 
@@ -135,7 +136,8 @@ class PoolListeners:
 
         Not fired for a custom creator, nor after a listener of the application's that made the connection itself.
         """
-        if record is None:
+        # Whoever calls a pool's creator by hand may pass nothing, or something of their own.
+        if not isinstance(record, ConnectionPoolEntry):
             return
         slot = self._slot(record)
         self._settle(slot)
