@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -9,7 +10,7 @@ import pytest
 from sqlalchemy import exc
 
 from stage import Interruptible, ending
-from support import run, use
+from support import moved, run, use
 
 if TYPE_CHECKING:
     from stage import Stage
@@ -99,3 +100,19 @@ async def test_frozen(stage: Stage, way: str) -> None:
     stage.thaw()
     assert await caller.ended() in {"CancelledError", "TimeoutError"}
     await stage.check(failures={"cancelled": 1})
+
+
+# asyncpg waits for the server even to close.
+@pytest.mark.only("aiomysql", "asyncmy")
+async def test_frozen_while_connecting_again(stage: Stage) -> None:
+    """However long it takes to replace a connection, that it was closed, and why, is in the books."""
+    engine = stage.engine(pool_recycle=60)
+    await use(engine)
+    stage.age()
+    stage.freeze()
+    caller = asyncio.create_task(use(engine))
+    await stage.pending()
+    assert {"recycle": 1} == moved(stage.watches[0].snapshot().closes_total)
+    stage.thaw()
+    await caller
+    await stage.check({"recycle": 1}, {"recycle": 1}, idle=1)
