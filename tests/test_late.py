@@ -70,6 +70,16 @@ async def test_adopted(
     assert {"overflow": 1} if held == 3 else {} == moved(snapshot.closes_total)
 
 
+async def test_pinged_before_it_was_known(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """The ping of an idle connection that was there before us is activity, though nothing else is asked."""
+    engine = make_engine(pool_pre_ping=True)
+    await use(engine)
+    watched = watch(engine, registry=registry, server_limits=False)
+    async with engine.connect():
+        (slot,) = watched._ledger.slots.values()
+        assert slot.active is not None
+
+
 async def test_held_before_and_lost_after(
     mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry
 ) -> None:
