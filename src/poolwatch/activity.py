@@ -31,25 +31,22 @@ class ActivityListeners:
 
     def on_after_cursor_execute(self, connection: Connection, *_: Any) -> None:
         """Note that the server has just heard from the connection."""
-        self._mark(connection)
+        self._mark(slot_of(connection, self._ledger))
 
     def on_commit(self, connection: Connection) -> None:
         """As for a statement; the event fires before the COMMIT is sent, which makes a moment's difference."""
-        self._mark(connection)
+        self._mark(slot_of(connection, self._ledger))
 
     def on_rollback(self, connection: Connection) -> None:
         """As for a commit, unless the dialect is told to send no ROLLBACK under AUTOCOMMIT."""
-        if not (self.skips_rollback and self._is_autocommit(connection)):
-            self._mark(connection)
-
-    def _is_autocommit(self, connection: Connection) -> bool:
-        if connection.closed or connection.invalidated:
-            return False
-        dbapi: Any = connection.connection.dbapi_connection
-        return bool(self._dialect.detect_autocommit_setting(dbapi))
-
-    def _mark(self, connection: Connection) -> None:
         slot = slot_of(connection, self._ledger)
+        if slot is not None and not self._is_quiet(connection.connection.dbapi_connection):
+            self._mark(slot)
+
+    def _is_quiet(self, dbapi: Any) -> bool:
+        return self.skips_rollback and bool(self._dialect.detect_autocommit_setting(dbapi))
+
+    def _mark(self, slot: Slot | None) -> None:
         if slot is not None:
             slot.active = self._clock()
             slot.failed = False
