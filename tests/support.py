@@ -53,6 +53,36 @@ async def assert_true_on(server: MariaDB, watched: Watch, *, beside: int = 0) ->
     return snapshot
 
 
+class Reader:
+    """Reads a pool that is in full use and asserts what is true even then."""
+
+    def __init__(self, watched: Watch) -> None:
+        self._watched = watched
+        self._before: dict[str, float] = {}
+
+    def __call__(self) -> None:
+        """Nothing is negative and no counter goes back."""
+        snapshot = self._watched.snapshot()
+        assert min((*snapshot.connections.values(), *snapshot.timeout_risk_connections.values())) >= 0
+        assert snapshot.pending_checkouts is not None
+        assert snapshot.pending_checkouts >= 0
+        now = dict(_counters(snapshot))
+        assert {} == {name: value for name, value in now.items() if value < self._before.get(name, 0)}
+        self._before = now
+
+
+def _counters(snapshot: PoolSnapshot) -> Iterator[tuple[str, float]]:
+    for name in type(snapshot).__dataclass_fields__:
+        value: Any = getattr(snapshot, name)
+        if name.endswith("_total") and isinstance(value, int):
+            yield name, value
+        elif name.endswith("_total"):
+            yield from ((f"{name}{label}", number) for label, number in value.items())
+        elif name.endswith(("duration_seconds", "lifetime_seconds")):
+            yield f"{name}_count", value.count
+            yield f"{name}_sum", value.sum
+
+
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait for *condition*; an AssertionError names *what* never came."""
     deadline = time.monotonic() + DEADLINE

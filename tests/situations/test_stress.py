@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pymysql  # type: ignore[import-untyped]
 import pytest
 
 from stage import OLDEST, ending
-from support import moved, run
+from support import Reader, moved, run
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from poolwatch import PoolSnapshot
     from stage import Stage
 
 pytestmark = pytest.mark.anyio
@@ -90,21 +88,7 @@ async def _kill(stage: Stage) -> None:
 
 
 async def _read(stage: Stage, stop: asyncio.Event) -> None:
-    """Read all the while: no counter ever goes back, nothing is negative."""
-    last = _counters(stage.watches[0].snapshot())
+    reader = Reader(stage.watches[0])
     while not stop.is_set():
+        reader()
         await asyncio.sleep(0.01)
-        now = _counters(stage.watches[0].snapshot())
-        assert [] == [key for key, value in now.items() if value < last[key]]
-        last = now
-
-
-def _counters(snapshot: PoolSnapshot) -> dict[tuple[str, object], float]:
-    counters: dict[tuple[str, object], float] = {}
-    for field in fields(snapshot):
-        value = getattr(snapshot, field.name)
-        if field.name.endswith("_total"):
-            labelled = value if isinstance(value, dict) else {None: value}
-            counters |= {(field.name, label): number for label, number in labelled.items() if number is not None}
-    assert all(number >= 0 for number in counters.values())
-    return counters
