@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -48,7 +49,9 @@ async def test_stress(stage: Stage) -> None:
     stop.set()
     await reading
     await stage.wake()
-    # What cancelled callers left behind ends in tasks of SQLAlchemy's and the driver's own.
+    # What cancelled callers left behind ends in tasks of SQLAlchemy's and the driver's own, or with its garbage.
+    await stage.hear()
+    gc.collect()
     await stage.hear()
     # Met by a ping, whatever else has been lost.
     await stage.fill(engine, 4)
