@@ -91,8 +91,8 @@ class Stage:
             leaks: How many were never given back.
             failures: How checkouts failed.
         """
-        gc.collect()
-        await asyncio.sleep(0)
+        connections = idle + out + beside
+        await self.settle(connections, lost)
         snapshots = [each.snapshot() for each in self.watches]
         for each in snapshots:
             assert_books(each)
@@ -102,12 +102,22 @@ class Stage:
         assert leaks == sum(each.leaks_total for each in snapshots)
         held = sum(each.connections["checked_out"] for each in snapshots)
         assert (idle, out) == (sum(sum(each.connections.values()) for each in snapshots) - held, held)
-        connections = idle + out + beside
-        # Of those that the server has closed, the driver may know.
-        assert connections - lost <= databases.open_handles() <= connections
         alive = connections - lost + (dropped if self.driver.strands else 0)
         # The server takes a moment to notice that a socket was closed.
         await until(lambda: len(self.server.connections()) == alive, f"{alive} connections on the server")
+
+    async def settle(self, connections: int, lost: int = 0) -> None:
+        """Wait until the driver has so many *connections* open, less any of those that are *lost*.
+
+        What an interrupted caller leaves behind ends in tasks of SQLAlchemy's and the driver's own (asyncpg tells the
+        server on a connection beside), and with their garbage.
+        """
+
+        def is_settled() -> bool:
+            gc.collect()
+            return connections - lost <= databases.open_handles() <= connections
+
+        await until(is_settled, f"{connections} connections open in the driver, {lost} of them lost")
 
     async def fill(self, engine: AsyncEngine, connections: int) -> list[int]:
         """Leave *connections* idle in the pool; return their ids on the server."""
@@ -234,8 +244,9 @@ class Interruptible:
             self._tasks[0].cancel()
         else:
             self._timeout.reschedule(asyncio.get_running_loop().time())
-        for _ in range(10):
-            await asyncio.sleep(0.001)
+        (task,) = self._tasks
+        await until(lambda: bool(task.cancelling() or task.done()), "the interruption")
+        await asyncio.sleep(0)
 
     async def ended(self) -> str:
         """Wait for its end; return the name of what was raised, or an empty string."""

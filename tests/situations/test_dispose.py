@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import exc
 
-from databases import open_handles
 from stage import ending
 from support import run, use
 
@@ -112,9 +110,7 @@ async def test_dropped_engine(stage: Stage) -> None:
     await stage.check(idle=3)
     stage.drop_engines()
     del engine
-    gc.collect()
-    await stage.hear()
-    assert 0 == open_handles()
+    await stage.settle(0)
     assert None is stage.watches.pop().engine
 
 
