@@ -132,6 +132,18 @@ def test_a_loss_booked_after_the_record_was_connected_again(ledger: Ledger, slot
     assert slot.held is not None
 
 
+def test_connected_again_before_the_loss_is_booked(ledger: Ledger, slot: Slot) -> None:
+    """A record that another thread connects while the loss of its last connection is told makes one reconnect."""
+    ledger.closed(slot, "recycle")
+    ledger.opened(slot, ledger.wall())
+    lost = slot.serial
+    ledger.opened(slot, ledger.wall())
+    ledger.lost(slot, "detached", lost)
+    counts, _, _ = ledger.read()
+    assert (3, 1) == (counts["connects_total",], counts["reconnects_total", "recycle"])
+    assert (1, 1) == (counts["closes_total", "recycle"], counts["closes_total", "detached"])
+
+
 def test_moments_follow_the_wall_clock(ledger: Ledger, wall: Clock) -> None:
     """A wall clock that is set moves every moment; its microseconds do not."""
     assert 1_000_000.0 == ledger.moment(100.0)

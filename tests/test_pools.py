@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sqlite3
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,11 +12,15 @@ from prometheus_client import generate_latest
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.pool import QueuePool, StaticPool
 
+from handles import wait_for
 from poolwatch import watch
 from support import age, assert_books, moved
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prometheus_client import CollectorRegistry
+    from sqlalchemy import Connection
 
     from poolwatch.demo.servers import MariaDB
 
@@ -206,3 +211,43 @@ def test_set_up_that_fails(registry: CollectorRegistry, *, before: bool) -> None
     assert (4, {"other": 2}) == (snapshot.connects_total, moved(snapshot.checkout_failures_total))
     assert {"recycle": 1, "failed": 2} == moved(snapshot.closes_total)
     assert {"recycle": 1} == moved(snapshot.reconnects_total)
+
+
+def test_recycled_while_another_comes_back(registry: CollectorRegistry) -> None:
+    """A pool that another thread's return has just filled does not make an overflow of what a checkout replaces."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=1, pool_recycle=60)
+    held: list[Connection] = []
+
+    @event.listens_for(engine, "close")
+    def come_back(*_: object) -> None:
+        # What another thread would do at this moment.
+        while held:
+            held.pop().close()
+
+    watched = watch(engine, registry=registry)
+    held.append(engine.connect())
+    engine.connect().close()
+    age(watched, 61)
+    with engine.connect():
+        pass
+    # The one that was replaced finds no place when it comes back itself.
+    assert {"recycle": 1, "overflow": 1} == moved(watched.snapshot().closes_total)
+    assert {"recycle": 1} == moved(watched.snapshot().reconnects_total)
+
+
+def test_back_in_an_abandoned_pool(registry: CollectorRegistry) -> None:
+    """A connection that lies in a pool left behind by dispose() is nobody's idle one, whoever still waits there."""
+    shared = {"check_same_thread": False}
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0, connect_args=shared)
+    watched = watch(engine, registry=registry)
+    held = engine.connect()
+    waiter = Thread(target=lambda: engine.connect().close())
+    seen: list[Mapping[str, int]] = []
+    event.listen(engine, "checkin", lambda *_: seen.append(watched.snapshot().connections))
+    waiter.start()
+    wait_for(lambda: watched.snapshot().pending_checkouts == 1, "a caller who waits")
+    engine.dispose()
+    held.close()
+    waiter.join()
+    assert [{"checked_out": 0, "idle": 0, "condemned": 0, "dead": 0}] * 2 == seen
+    assert_books(watched.snapshot())

@@ -89,7 +89,7 @@ def checkin_listener(
                 if len(backlog) >= FOLD_AT:
                     ledger.relieve()
             else:
-                slot.arrived = slot.refused = False
+                slot.refused = False
             if dbapi is None or slot.proxy() is None:
                 rest(slot, dbapi, held is not None)
             if resets and not slot.failed:
