@@ -76,6 +76,36 @@ def test_static_pool(registry: CollectorRegistry) -> None:
     assert (1, 1, float("inf")) == (snapshot.size, snapshot.connections_limit, snapshot.checkout_timeout_seconds)
 
 
+@pytest.mark.parametrize(
+    ("soft", "reason", "out"),
+    [(False, "invalidated", 1), (True, "soft_invalidated", 2)],
+    ids=["hard", "soft"],
+)
+def test_static_pool_invalidated_while_it_is_shared(
+    registry: CollectorRegistry, *, soft: bool, reason: str, out: int
+) -> None:
+    """What a StaticPool opens next takes the place of what was invalidated, though somebody still holds that."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    watched = watch(engine, registry=registry)
+    first = engine.connect()
+    first.connection.invalidate(soft=soft)
+    second = engine.connect()
+    snapshot = watched.snapshot()
+    assert (2, out) == (snapshot.connects_total, snapshot.connections["checked_out"])
+    first.close()
+    second.close()
+    del first, second
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert {reason: 1} == moved(snapshot.closes_total) == moved(snapshot.reconnects_total)
+    with engine.connect() as third:
+        third.connection.invalidate(soft=soft)
+    engine.dispose()
+    engine.connect().close()
+    # The next pool replaces nothing.
+    assert {reason: 1} == moved(watched.snapshot().reconnects_total)
+
+
 def test_one_connection_a_thread(registry: CollectorRegistry) -> None:
     """A pool that hands a thread the connection it already has makes one checkout of two calls."""
     engine = create_engine("sqlite://")

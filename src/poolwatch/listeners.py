@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from poolwatch import privates, reasons, server
 from poolwatch.activity import ActivityListeners, slot_of
@@ -58,6 +58,8 @@ class PoolListeners:
         self._dialect = dialect
         self._settings = settings
         self.server_limits = True
+        # The slot of a StaticPool's latest connection.
+        self._only: Slot | None = None
         # PEP 249 asks for it; what stands in for a driver or a dialect in somebody's tests may lack it.
         driver = getattr(dialect, "dbapi", None)
         self._errors: tuple[type[BaseException], ...] = (getattr(driver, "Error", exc.DBAPIError),)
@@ -152,6 +154,11 @@ class PoolListeners:
         dialing.set(None)
         if began is not None:
             ledger.connects.observe(self._clock() - began)
+        if isinstance(slot.pool(), StaticPool):
+            # It makes a new record where others connect theirs again.
+            last, self._only = self._only, slot
+            if last is not None and last.pool() is slot.pool():
+                slot.replaces = last.replaces if last.opened is None else last.dropped
         ledger.opened(slot, ledger.wall())
 
     # Handing out
