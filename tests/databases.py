@@ -9,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
+import pymysql  # type: ignore[import-untyped]
 
 from poolwatch.demo.servers import MariaDB, NotInstalledError, Server
 
@@ -47,10 +48,10 @@ class Database(Protocol):
         """Return SQLAlchemy's URL for the user ``app``."""
 
     def connections(self) -> list[int]:
-        """Return the ids of the user ``app``'s connections."""
+        """Return the ids of the user ``app``'s connections, and of those that have not said who they are."""
 
     def kill(self, connection_id: int) -> None:
-        """Kill a connection; return when the server has closed it."""
+        """Kill a connection, unless it has gone by itself; return when the server has closed it."""
 
     def kill_statement(self, connection_id: int) -> None:
         """End the statement that a connection runs, not the connection."""
@@ -70,6 +71,16 @@ class TestedMariaDB(MariaDB):
 
     own_id = "SELECT CONNECTION_ID()"
     sleep = "SELECT SLEEP(60)"
+
+    def connections(self) -> list[int]:
+        """Return the ids of the user ``app``'s connections, and of those that have not said who they are."""
+        statement = "SELECT id FROM information_schema.processlist WHERE user IN ('app', 'unauthenticated user')"
+        return [row[0] for row in self.query(statement)]
+
+    def kill(self, connection_id: int) -> None:
+        """Kill a connection, unless it has gone by itself; return when the server has closed it."""
+        with suppress(pymysql.err.OperationalError):
+            super().kill(connection_id)
 
     def kill_statement(self, connection_id: int) -> None:
         """End the statement that a connection runs, not the connection."""
@@ -160,11 +171,12 @@ class PostgreSQL(Server):
         return f"postgresql+{driver}://app:app@127.0.0.1:{self.port}/app"
 
     def connections(self) -> list[int]:
-        """Return the ids of the user ``app``'s connections."""
-        return [row[0] for row in self.query("SELECT pid FROM pg_stat_activity WHERE usename = 'app'")]
+        """Return the ids of the user ``app``'s connections, and of those that have not said who they are."""
+        which = "usename = 'app' OR usename IS NULL AND backend_type = 'client backend'"
+        return [row[0] for row in self.query(f"SELECT pid FROM pg_stat_activity WHERE {which}")]
 
     def kill(self, connection_id: int) -> None:
-        """Kill a connection; return when the server has closed it."""
+        """Kill a connection, unless it has gone by itself; return when the server has closed it."""
         self.query(f"SELECT pg_terminate_backend({connection_id})")
         while connection_id in self.connections():
             time.sleep(0.005)
@@ -256,11 +268,11 @@ def open_handles() -> int:
 def frozen(server: Database) -> Iterator[None]:
     """Stop every thread and process of *server*, so that it takes connections and bytes and answers nothing."""
     assert server.pid is not None
-    pids = [server.pid, *_children(server.pid)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    while not all(_is_stopped(pid) for pid in pids):
-        time.sleep(0.001)
+    _stop(server.pid)
+    # It makes no others now.
+    pids = [server.pid, *map(int, Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split())]
+    for pid in pids[1:]:
+        _stop(pid)
     try:
         yield
     finally:
@@ -268,11 +280,17 @@ def frozen(server: Database) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while not _is_stopped(pid):
+        time.sleep(0.001)
 
 
 def _is_stopped(pid: int) -> bool:
-    states = (path.read_text().rpartition(") ")[2][0] for path in Path(f"/proc/{pid}/task").glob("*/stat"))
-    # Z: it ended meanwhile, and its parent is stopped already.
-    return all(state in "TZ" for state in states)
+    states = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        # A thread that has ended meanwhile stands still too.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            states.add(path.read_text().rpartition(") ")[2][0])
+    # Z: the process has ended, and its parent, which is stopped, has not taken note.
+    return states <= {"T", "Z"}

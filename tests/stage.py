@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import databases
 from poolwatch import watch
-from support import age, assert_books, fill, moved, run, until
+from support import Tally, age, assert_books, fill, moved, run, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -43,6 +43,7 @@ class Stage:
         self._freeze = ExitStack()
         self.is_frozen = False
         self._engines: list[AsyncEngine] = []
+        self._tallies: list[Tally] = []
         # What is there already is not ours, and looking through it again and again takes long.
         gc.collect()
         gc.freeze()
@@ -51,6 +52,7 @@ class Stage:
         """Make an engine and watch it; *before* is called in between."""
         engine = create_async_engine(self.server.url(self.driver.name), **options)
         self._engines.append(engine)
+        self._tallies.append(Tally(engine.sync_engine.pool))
         if before is not None:
             before(engine)
         self.watches.append(watch(engine, name=f"pool{len(self.watches)}", registry=self._registry))
@@ -99,6 +101,8 @@ class Stage:
         assert (closes or {}) == _total(snapshots, "closes_total")
         assert (reconnects or {}) == _total(snapshots, "reconnects_total")
         assert (failures or {}) == _total(snapshots, "checkout_failures_total")
+        assert sum(each.got for each in self._tallies) == sum(each.checkouts_total for each in snapshots)
+        assert sum(each.failed for each in self._tallies) == sum((failures or {}).values())
         assert leaks == sum(each.leaks_total for each in snapshots)
         held = sum(each.connections["checked_out"] for each in snapshots)
         assert (idle, out) == (sum(sum(each.connections.values()) for each in snapshots) - held, held)
@@ -224,10 +228,14 @@ class Interruptible:
     Args:
         way: ``cancel`` the task, or let an ``asyncio.timeout`` around its work ``expire``.
         work: What it does.
+
+    Attributes:
+        error: The name of what is raised by a task that gives up.
     """
 
     def __init__(self, way: str, work: Coroutine[Any, Any, Any]) -> None:
         self._way = way
+        self.error = {"cancel": "CancelledError", "expire": "TimeoutError"}[way]
         self._timeout = asyncio.timeout(None)
         self._started = asyncio.Event()
         self._tasks = [asyncio.create_task(self._run(work))]

@@ -287,7 +287,12 @@ class PoolListeners:
         fate, slot.fate = slot.fate or reasons.of_close(record), None
         if fate is not None:
             # A checkout that was interrupted while it closed what it meant to replace closes it again.
-            self._ledger.closed(slot, (slot.retiring.reason if slot.retiring else None) or fate)
+            reason = (slot.retiring.reason if slot.retiring else None) or fate
+            if fate == "cancelled":
+                # If it is a return that was cancelled, the oldest SQLAlchemy reports no other.
+                self._ledger.lost(slot, reason, slot.serial)
+            else:
+                self._ledger.closed(slot, reason)
         else:
             full = reasons.is_full(privates.pool_of(record))
             slot.retiring = Retirement(privates.retirement(record), self._clock(), full=full)
