@@ -44,6 +44,9 @@ class Database(Protocol):
     def stop(self) -> None:
         """Stop it in order, connections or not."""
 
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run *statement* as superuser, on a connection of its own."""
+
     def url(self, driver: str) -> str:
         """Return SQLAlchemy's URL for the user ``app``."""
 
@@ -122,7 +125,14 @@ class PostgreSQL(Server):
         """Make the cluster where it is missing; return the server's command line."""
         data = self.directory / "data"
         if not data.exists():
-            arguments = ["--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8", "--locale=C"]
+            arguments = [
+                "--auth-local=trust",
+                "--auth-host=scram-sha-256",
+                "--username=postgres",
+                "--no-sync",
+                "--encoding=UTF8",
+                "--locale=C",
+            ]
             self._as_user([str(self._programs / "initdb"), f"--pgdata={data}", *arguments])
         options = {
             "port": self.port,
@@ -276,7 +286,8 @@ def frozen(server: Database) -> Iterator[None]:
     try:
         yield
     finally:
-        for pid in pids:
+        # The first process last: it takes note of those that have ended, and their numbers are gone.
+        for pid in reversed(pids):
             os.kill(pid, signal.SIGCONT)
 
 

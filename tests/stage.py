@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Where SQLAlchemy behaved differently before it was mended.
 OLDEST = sqlalchemy.__version__ == "2.0.31"
+BEFORE_2_1 = sqlalchemy.__version__.startswith("2.0.")
 
 
 class Stage:

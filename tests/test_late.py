@@ -67,7 +67,7 @@ async def test_adopted(
     await use(engine)
     snapshot = await assert_true_on(mariadb, watched)
     assert held + queued + 1 == snapshot.checkouts_total
-    assert {"overflow": 1} if held == 3 else {} == moved(snapshot.closes_total)
+    assert ({"overflow": 1} if held == 3 else {}) == moved(snapshot.closes_total)
 
 
 async def test_pinged_before_it_was_known(make_engine: MakeEngine, registry: CollectorRegistry) -> None:

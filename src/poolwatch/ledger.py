@@ -64,7 +64,8 @@ class Slot:
         pings: Pre-ping notices a dead connection with this driver and event loop.
         proxy: What the caller of the last checkout holds, weakly; dead when the garbage collector gives it back.
         failed: A statement failed, and nothing was sent since.
-        fate: Why an ``invalidate`` event condemned the connection that a ``close`` event is about to report.
+        fate: Why an ``invalidate`` event condemned the connection that a ``close`` event is about to report, and the
+            proxy of then.
         dropped: Why the connection was closed if its record is found gone; a StaticPool drops one without an event.
         retiring: A ``close`` event whose reason a later event decides.
         replaces: Why the slot's last connection was closed, until another is established.
@@ -121,7 +122,7 @@ class Slot:
         self.pings = True
         self.proxy: Callable[[], object] = _nobody
         self.failed = False
-        self.fate: str | None = None
+        self.fate: tuple[str, Callable[[], object]] | None = None
         self.dropped = "other"
         self.retiring: Retirement | None = None
 

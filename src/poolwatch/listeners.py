@@ -238,9 +238,10 @@ class PoolListeners:
     def on_invalidate(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry, error: BaseException | None) -> None:
         """Remember why the ``close`` that follows will come; *error* is ``None`` for a call without one."""
         slot = self._slot(record)
-        slot.fate = self._found_lost(slot, record, error) or reasons.of_invalidation(
+        reason = self._found_lost(slot, record, error) or reasons.of_invalidation(
             error, self._errors, set_up=_is_set_up(slot, record), held=slot.held is not None
         )
+        slot.fate = (reason, slot.proxy)
         self._ledger.count("invalidations_total", "hard")
         if isinstance(error, exc.DisconnectionError) and error.invalidate_pool:
             self._condemn_others(record, privates.pool_of(record))
@@ -284,7 +285,11 @@ class PoolListeners:
     def on_close(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         """Book a close, or leave its reason open: a checkout will connect the record again, a dispose drop it."""
         slot = self._slot(record)
-        fate, slot.fate = slot.fate or reasons.of_close(record), None
+        (fate, proxy), slot.fate = slot.fate or (None, slot.proxy), None
+        if proxy is not slot.proxy:
+            # A listener of the application's failed, and the oldest SQLAlchemy handed the connection out again.
+            fate = None
+        fate = fate or reasons.of_close(record)
         if fate is not None:
             # A checkout that was interrupted while it closed what it meant to replace closes it again.
             reason = (slot.retiring.reason if slot.retiring else None) or fate

@@ -81,8 +81,9 @@ class PoolReader:
                     # Some pools close on dispose() what a caller still holds.
                     ledger.lost(slot, "overflow" if returned else "disposed", serial)
             elif record is None or (record.dbapi_connection is None and slot.retiring is None):
-                # Of one that was held, the detach event is about to come.
-                reason = "detached" if slot.held is not None else "disposed" if abandoned else slot.dropped
+                # Of one that is held, the detach event is about to come; its record outlives that.
+                detaching = slot.held is not None and record is not None
+                reason = "detached" if detaching else "disposed" if abandoned else slot.dropped
                 ledger.lost(slot, "failed" if slot.fresh else reason, serial)
             elif abandoned and not record.in_use and slot.pool() not in pending:
                 ledger.closed(slot, "disposed", serial)

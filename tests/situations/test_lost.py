@@ -70,13 +70,15 @@ async def test_killed_in_a_statement(stage: Stage) -> None:
 
 
 async def test_killed_statement(stage: Stage) -> None:
-    """A statement that is ended on the server costs no connection."""
+    """A statement that is ended on the server fails, and costs no connection."""
     engine = stage.engine()
     await use(engine)
     task = asyncio.create_task(use(engine, stage.server.sleep))
     await stage.sleeping()
     stage.server.kill_statement(*stage.server.sleepers())
-    await ending(task)
+    error = await ending(task)
+    assert isinstance(error, exc.DBAPIError)
+    assert not error.connection_invalidated
     await stage.check(idle=1)
 
 
@@ -86,7 +88,7 @@ async def test_one_of_five_killed(stage: Stage, options: dict[str, Any], reason:
     engine = stage.engine(**options)
     first, *_ = await stage.fill(engine, 5)
     await stage.lose(first)
-    await ending(use(engine))
+    assert (reason == "disconnect") is isinstance(await ending(use(engine)), exc.DBAPIError)
     for _ in range(6):
         await use(engine)
     closes = {reason: 1, "pool_invalidated": 4}
