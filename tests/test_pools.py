@@ -265,6 +265,18 @@ def test_recycled_while_another_comes_back(registry: CollectorRegistry) -> None:
     assert {"recycle": 1} == moved(watched.snapshot().reconnects_total)
 
 
+def test_detached_while_another_uses_the_place(registry: CollectorRegistry) -> None:
+    """A record is back in its pool before we hear of the detach: who uses it meanwhile has leaked nothing."""
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0)
+    # What another thread would do at this moment.
+    event.listen(engine, "detach", lambda *_: engine.connect().close())
+    watched = watch(engine, registry=registry)
+    engine.connect().detach()
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert (2, 0, {"detached": 1}) == (snapshot.checkouts_total, snapshot.leaks_total, moved(snapshot.closes_total))
+
+
 def test_back_in_an_abandoned_pool(registry: CollectorRegistry) -> None:
     """A connection that lies in a pool left behind by dispose() is nobody's idle one, whoever still waits there."""
     shared = {"check_same_thread": False}

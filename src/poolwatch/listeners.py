@@ -226,7 +226,8 @@ class PoolListeners:
     def on_detach(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         """Book a connection that leaves the pool for good: detached, or (async engines) leaked."""
         slot = self._slot(record)
-        serial, leaked = slot.serial, slot.proxy() is None
+        # On a sync engine a leaked one comes back instead, and another thread may have had the record meanwhile.
+        serial, leaked = slot.serial, self.is_async and slot.proxy() is None
         if leaked:
             self._ledger.count("leaks_total")
         # Else another thread, which got the record before this event fired, has connected it again and booked this.
