@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 from prometheus_client import REGISTRY, generate_latest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from poolwatch import watch
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from poolwatch import Watch
 
 IDLE = 20
-PATIENCE = 1.0
 # A child that hangs is killed, and its parent sees that it was.
 CHILD_SECONDS = 20
 
@@ -73,10 +72,10 @@ def fork(work: Callable[[], None], *, leave: str) -> int:
     os._exit(code)
 
 
-async def ask(connection: AsyncConnection) -> str | None:
-    """Return the name of the error that a statement meets, if it meets one."""
+async def ask(connection: AsyncConnection, patience: float) -> str | None:
+    """Return the name of the error that a statement meets, if it meets one within *patience* seconds."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             assert (await connection.execute(text("SELECT 2"))).scalar() == 2
     except Exception as error:  # noqa: BLE001
         return type(error).__name__
@@ -105,7 +104,7 @@ async def parent(engine: AsyncEngine, options: argparse.Namespace, run: Callable
             engine.sync_engine.dispose(close=False)
         if options.child != "untouched":
             try:
-                run(asyncio.wait_for(use(engine), PATIENCE))
+                run(asyncio.wait_for(use(engine), options.patience))
             except Exception as error:
                 if options.child == "dispose":
                     raise
@@ -116,7 +115,7 @@ async def parent(engine: AsyncEngine, options: argparse.Namespace, run: Callable
 
     code = fork(child, leave=options.leave)
     held += [await engine.connect() for _ in range(IDLE)]
-    lost = await asyncio.gather(*(ask(each) for each in held))
+    lost = await asyncio.gather(*(ask(each, options.patience) for each in held))
     tell(code=code, lost=[error for error in lost if error])
     if not any(lost):
         for each in held:
@@ -191,10 +190,11 @@ def main() -> None:
     parser.add_argument("--child", choices=("dispose", "untouched", "use", "workers"), default="dispose")
     parser.add_argument("--leave", choices=("_exit", "exit"), default="_exit")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
+    parser.add_argument("--patience", type=float, default=5.0)
     parser.add_argument("--unwatched", dest="watched", action="store_false")
     options = parser.parse_args()
     run: Callable[[Any], Any] = asyncio.run if options.loop == "asyncio" else uvloop.run
-    if "+aiomysql" in options.url:
+    if make_url(options.url).get_dialect().is_async:
         run(parent(create_async_engine(options.url, pool_size=IDLE + 1), options, run))
     elif options.child == "workers":
         workers(create_engine(options.url, connect_args={"ssl_disabled": True}))

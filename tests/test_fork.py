@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import poolwatch
+from databases import PostgreSQL
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from poolwatch.demo.servers import MariaDB
 
 PROGRAM = Path(__file__).with_name("forking.py")
@@ -23,7 +26,21 @@ ONE = {"connects": 1, "checkouts": 1, "connections": {"idle": 1}, "closes": {}, 
 NOTHING = {"connects": 0, "checkouts": 0, "connections": {}, "closes": {}, "series": 4}
 
 
-def forked(server: MariaDB, driver: str, *options: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Start a PostgreSQL; a machine without one fails."""
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def server(driver: str, request: pytest.FixtureRequest) -> MariaDB | PostgreSQL:
+    """Return the server that *driver* speaks to."""
+    made: MariaDB | PostgreSQL = request.getfixturevalue("mariadb" if "my" in driver else "postgresql")
+    return made
+
+
+def forked(server: MariaDB | PostgreSQL, driver: str, *options: str) -> dict[str, Any]:
     """Let a process fork; return what it and its children told, the children's as a list."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", PROGRAM, server.url(driver), *options],
@@ -51,23 +68,45 @@ def forked(server: MariaDB, driver: str, *options: str) -> dict[str, Any]:
         ("aiomysql", ("--loop=uvloop", "--child=untouched"), NOTHING),
         ("pymysql", (), ONE),
         ("pymysql", ("--child=untouched", "--leave=exit"), NOTHING),
+        *(
+            (driver, options, books)
+            for driver in ("asyncmy", "asyncpg", "psycopg_async")
+            for options, books in (
+                ((), ONE),
+                (("--child=untouched", "--leave=exit"), NOTHING),
+                (("--loop=uvloop",), ONE),
+            )
+        ),
+        ("psycopg_async", ("--loop=uvloop", "--leave=exit"), ONE),
         # What was the parent's is the child's once the child uses it.
+        ("psycopg_async", ("--child=use",), ONE),
         ("pymysql", ("--child=use",), ONE),
     ],
     ids=lambda each: each if isinstance(each, str) else "-".join(each) if isinstance(each, tuple) else "",
 )
-def test_parent_and_child(mariadb: MariaDB, driver: str, options: tuple[str, ...], books: dict[str, object]) -> None:
+def test_parent_and_child(
+    server: MariaDB | PostgreSQL, driver: str, options: tuple[str, ...], books: dict[str, object]
+) -> None:
     """All of the parent's connections work after its child has collected garbage and ended; both books are true."""
-    told = forked(mariadb, driver, *options)
+    told = forked(server, driver, *options)
     assert (0, []) == (told["code"], told["lost"])
     assert [books] == told["children"]
     parents = {"connects": EVERYTHING, "checkouts": 2 * EVERYTHING - 1, "connections": {"idle": EVERYTHING}}
     assert {**parents, "closes": {}, "series": 4} == told["parent"]
 
 
+@pytest.mark.parametrize("driver", ["aiomysql", "asyncmy", "asyncpg"])
+def test_child_that_ends_in_order_under_uvloop(server: MariaDB | PostgreSQL, driver: str) -> None:
+    """What uvloop takes down with it at the child's end is lost to the parent, with us as without."""
+    options = ("--loop=uvloop", "--leave=exit", "--patience=0.5")
+    assert EVERYTHING == len(forked(server, driver, *options)["lost"])
+    assert EVERYTHING == len(forked(server, driver, *options, "--unwatched")["lost"])
+
+
 def test_child_that_uses_its_parents_connections(mariadb: MariaDB) -> None:
     """A child that disposes of nothing, which SQLAlchemy warns of, costs its parent no more than without us."""
-    without, told = (forked(mariadb, "aiomysql", "--child=use", *more) for more in (["--unwatched"], []))
+    options = ("--child=use", "--patience=2")
+    without, told = (forked(mariadb, "aiomysql", *options, *more) for more in (["--unwatched"], []))
     assert (0, without["met"]) == (told["code"], told["met"])
     assert len(told["lost"]) <= len(without["lost"])
     (books,) = told["children"]
