@@ -23,15 +23,16 @@ def wait_for(condition: Callable[[], bool], what: str, pause: Callable[[float], 
         pause(0.005)
 
 
-def assert_held(watched: Watch, *, beside: int = 0) -> PoolSnapshot:
+def assert_held(watched: Watch, *, beside: int = 0, held: Callable[[], int] = open_handles) -> PoolSnapshot:
     """Assert every identity, and that our drivers hold as many connections as the books say.
 
     *beside*: connections of ours that are no longer the pool's: detached, or lying in an abandoned pool.
+    *held*: counts what a driver has open.
     """
     snapshot = watched.snapshot()
     assert_books(snapshot)
-    held, booked = open_handles(), sum(snapshot.connections.values()) + beside
-    assert held == booked, f"{held} open, {booked} in the books"
+    found, booked = held(), sum(snapshot.connections.values()) + beside
+    assert found == booked, f"{found} open, {booked} in the books"
     return snapshot
 
 

@@ -24,27 +24,36 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from pool_scenes import (
     TOO_OLD,
+    FileScene,
     Scene,
     detached,
     disposed,
     disposed_while_held,
+    fails_at_checkout,
     invalidated,
     killed,
     killed_and_pinged,
     leaked,
+    not_reset,
+    one_of_two_killed,
     recycled,
     refused,
     refused_a_second,
+    rejected_at_checkout,
+    silent,
+    silent_while_held,
     softly_invalidated,
     two_at_once,
     used_twice,
 )
 from poolwatch import watch
 from poolwatch.catalog import REPLACED
+from random_driver import Driver
 from support import moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from prometheus_client import CollectorRegistry
 
@@ -91,14 +100,37 @@ CLOSES: dict[Situation, dict[str, dict[str, int]]] = {
     recycled: everywhere({"recycle": 1}, null={"unpooled": 2}),
     killed: everywhere({"disconnect": 1}, null={"unpooled": 2}),
     killed_and_pinged: everywhere({"pre_ping": 1}, null={"unpooled": 2}),
+    one_of_two_killed: {QUEUE: {"disconnect": 1, "pool_invalidated": 1}},
+    silent: {each: {"disconnect": 1} for each in (QUEUE, STATIC, SINGLETON, ASSERTION)},
+    silent_while_held: {NULL: {"disconnect": 1, "unpooled": 1}},
+    fails_at_checkout: everywhere({"invalidated": 1}, null={"invalidated": 1, "unpooled": 1}),
+    rejected_at_checkout: everywhere({"invalidated": 1}, null={"invalidated": 1, "unpooled": 2}),
+    not_reset: everywhere({"reset_failed": 1}, null={"reset_failed": 1, "unpooled": 1}),
     refused: everywhere({}, null={"unpooled": 1}),
 }
 # On an async engine a leaked connection cannot be given back.
 CLOSES_ASYNC = {**CLOSES, leaked: everywhere({"leaked": 1}, null={"leaked": 1, "unpooled": 1})}
-# Where the record that lost its connection gets the next one.
-RECONNECTING = (QUEUE, SINGLETON, ASSERTION)
-FAILURES: dict[Situation, dict[str, int]] = {refused: {"connect": 2}, refused_a_second: {"other": 1}}
-SIZES = {
+# What needs no server.
+ON_FILES = (
+    used_twice,
+    two_at_once,
+    invalidated,
+    softly_invalidated,
+    leaked,
+    detached,
+    disposed,
+    recycled,
+    fails_at_checkout,
+    rejected_at_checkout,
+    not_reset,
+)
+FAILURES: dict[Situation, dict[str, int]] = {
+    refused: {"connect": 2},
+    refused_a_second: {"other": 1},
+    fails_at_checkout: {"other": 1},
+}
+SIZES: dict[str | Situation, tuple[float, float, float]] = {
+    one_of_two_killed: (2, 3, 30),
     QUEUE: (1, 2, 30),
     NULL: (0, INFINITE, INFINITE),
     STATIC: (1, 1, INFINITE),
@@ -120,7 +152,8 @@ def cells(kinds: dict[type[Pool], str], table: dict[Situation, dict[str, dict[st
 def options(situation: Situation, poolclass: type[Pool]) -> dict[str, Any]:
     """Return what ``create_engine`` is told."""
     told = {"poolclass": poolclass, "pool_recycle": TOO_OLD - 1, "pool_pre_ping": situation is killed_and_pinged}
-    return told | ({"pool_size": 1, "max_overflow": 1} if issubclass(poolclass, QueuePool) else {})
+    size = 2 if situation is one_of_two_killed else 1
+    return told | ({"pool_size": size, "max_overflow": 1} if issubclass(poolclass, QueuePool) else {})
 
 
 def play(scene: Scene, situation: Situation, kind: str, closes: dict[str, int]) -> None:
@@ -129,10 +162,12 @@ def play(scene: Scene, situation: Situation, kind: str, closes: dict[str, int]) 
     snapshot = scene.finish()
     assert closes == moved(snapshot.closes_total)
     replaced = {reason: number for reason, number in closes.items() if reason in REPLACED}
-    if kind in RECONNECTING:
-        assert replaced == moved(snapshot.reconnects_total)
+    # What a NullPool opens for the next caller stands in nobody's place.
+    replaces = kind != NULL or situation is rejected_at_checkout
+    assert (replaced if replaces else {}) == moved(snapshot.reconnects_total)
     assert FAILURES.get(situation, {}) == moved(snapshot.checkout_failures_total)
-    assert SIZES[kind] == (snapshot.size, snapshot.connections_limit, snapshot.checkout_timeout_seconds)
+    size = SIZES.get(situation, SIZES[kind])
+    assert size == (snapshot.size, snapshot.connections_limit, snapshot.checkout_timeout_seconds)
     assert (1 if situation is leaked else 0) == snapshot.leaks_total
     scene.engine.dispose()
     scene.check()
@@ -181,3 +216,74 @@ async def test_async(
 
 def _pause(seconds: float) -> None:
     await_only(asyncio.sleep(seconds))
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+@pytest.mark.parametrize(
+    "anyio_backend",
+    [
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("situation", "poolclass", "kind", "closes"),
+    cells(
+        {AsyncAdaptedQueuePool: QUEUE, StaticPool: STATIC},
+        {situation: CLOSES_ASYNC[situation] for situation in ON_FILES},
+    ),
+)
+async def test_aiosqlite(
+    tmp_path: Path,
+    registry: CollectorRegistry,
+    situation: Situation,
+    poolclass: type[Pool],
+    kind: str,
+    closes: dict[str, int],
+) -> None:
+    """A pool of connections to a file, each a thread of its driver's."""
+    driver = Driver([])
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{tmp_path}/file.db",
+        connect_args={"async_creator_fn": driver.connect},
+        **options(situation, poolclass),
+    )
+    watched = watch(engine, registry=registry)
+    try:
+        await greenlet_spawn(play, FileScene(driver, engine.sync_engine, watched, _pause), situation, kind, closes)
+    finally:
+        await driver.close()
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("poolclass", "kind"), SYNC.items(), ids=SYNC.values())
+def test_late(
+    mariadb: MariaDB, registry: CollectorRegistry, poolclass: type[Pool], kind: str, *, again: bool, held: bool
+) -> None:
+    """A watch that comes late, or anew, has what is open and what is out in its books, and goes on from there."""
+    engine = create_engine(
+        mariadb.url("pymysql"), connect_args={"ssl_disabled": True}, **options(used_twice, poolclass)
+    )
+    earlier = [watch(engine, registry=registry)] if again else []
+    connection = engine.connect()
+    connection.exec_driver_sql("SELECT 1")
+    if not held:
+        connection.close()
+    for each in earlier:
+        each.close()
+    watched = watch(engine, registry=registry)
+    scene = Scene(mariadb, engine, watched, time.sleep)
+    kept = held or kind != NULL
+    snapshot = scene.finish()
+    assert (kept, held) == (snapshot.connects_total, snapshot.checkouts_total)
+    assert (held, kept and not held) == (snapshot.connections["checked_out"], snapshot.connections["idle"])
+    connection.close()
+    scene.use()
+    snapshot = scene.finish()
+    assert (held + 1, held + 1) == (snapshot.checkouts_total, snapshot.hold_duration_seconds.count)
+    assert ({"unpooled": held + 1} if kind == NULL else {}) == moved(snapshot.closes_total)
+    watched.close()
+    assert poolclass is type(engine.pool)
+    engine.dispose()
