@@ -63,10 +63,15 @@ class Run:
 
     def __init__(self, output: Path, *arguments: str) -> None:
         self._output = output
-        with output.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *(arguments or ("-m", "poolwatch.demo"))], stdout=file, stderr=subprocess.STDOUT
-            )
+        # That a signal is ignored, as this one is under nohup, a child would inherit; a handler it does not.
+        before = signal.signal(signal.SIGHUP, lambda *_: None)
+        try:
+            with output.open("wb") as file:
+                self.process = subprocess.Popen(
+                    [sys.executable, *(arguments or ("-m", "poolwatch.demo"))], stdout=file, stderr=subprocess.STDOUT
+                )
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def __enter__(self) -> Self:
         return self

@@ -7,18 +7,17 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from poolwatch import ledger as books
 from poolwatch.catalog import CLOSED, REPLACED
 from poolwatch.ledger import Ledger, Retirement, Slot
+from random_seeds import run_of
 
 if TYPE_CHECKING:
     import pytest
 
-SETTINGS = settings(max_examples=200, stateful_step_count=50, deadline=None, derandomize=True)
 WHICH = st.integers(0, 20)
 # Sums of eighths are exact in any order.
 SECONDS = st.integers(0, 400).map(lambda eighths: eighths / 8)
@@ -289,7 +288,7 @@ def test_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(books, "FOLD_AT", 7)
     monkeypatch.setattr(books, "SWEEP_AT", 3)
     Machine.seen.clear()
-    run_state_machine_as_test(Machine, settings=SETTINGS)
+    run_state_machine_as_test(Machine, settings=run_of(200))
     expected = {
         *(("closes_total", each) for each in CLOSED),
         *(("reconnects_total", each) for each in REPLACED),
