@@ -12,7 +12,7 @@ from stage import OLDEST, Interruptible
 from support import run, use
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from stage import Stage
 
@@ -193,11 +193,8 @@ async def test_in_a_statement_of_a_connection_that_is_kept(stage: Stage, way: st
     await stage.check({"cancelled": 1}, {"cancelled": 1}, idle=1)
 
 
-async def test_in_close(stage: Stage, way: str) -> None:
-    """An interrupted return costs the connection."""
-    engine = stage.engine()
-    connection = await engine.connect()
-    await run(connection, "SELECT 1")
+async def _give_up_the_return(stage: Stage, way: str, connection: AsyncConnection) -> None:
+    """Interrupt a return while the server answers nothing, and assert that it costs the connection."""
     stage.freeze()
     caller = Interruptible(way, connection.close())
     await stage.hear()
@@ -205,6 +202,14 @@ async def test_in_close(stage: Stage, way: str) -> None:
     stage.thaw()
     assert caller.error == await caller.ended()
     await stage.check({"cancelled": 1})
+
+
+async def test_in_close(stage: Stage, way: str) -> None:
+    """An interrupted return costs the connection."""
+    engine = stage.engine()
+    connection = await engine.connect()
+    await run(connection, "SELECT 1")
+    await _give_up_the_return(stage, way, connection)
 
 
 @pytest.mark.only("aiomysql", "asyncmy")
@@ -214,13 +219,7 @@ async def test_in_the_pools_own_rollback(stage: Stage, way: str) -> None:
     connection = await engine.connect()
     await run(connection, "SELECT 1")
     await connection.commit()
-    stage.freeze()
-    caller = Interruptible(way, connection.close())
-    await stage.hear()
-    await caller.interrupt()
-    stage.thaw()
-    assert caller.error == await caller.ended()
-    await stage.check({"cancelled": 1})
+    await _give_up_the_return(stage, way, connection)
 
 
 async def test_in_the_end_of_a_with_block(stage: Stage, way: str) -> None:
