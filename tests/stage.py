@@ -103,7 +103,10 @@ class Stage:
         assert (reconnects or {}) == _total(snapshots, "reconnects_total")
         assert (failures or {}) == _total(snapshots, "checkout_failures_total")
         assert sum(each.got for each in self._tallies) == sum(each.checkouts_total for each in snapshots)
-        assert sum(each.failed for each in self._tallies) == sum((failures or {}).values())
+        unheard = sum(
+            value for (_, phase), value in _total(snapshots, "disconnects_total").items() if phase == "ping_failed"
+        )
+        assert sum(each.failed for each in self._tallies) == sum((failures or {}).values()) + unheard
         assert leaks == sum(each.leaks_total for each in snapshots)
         held = sum(each.connections["checked_out"] for each in snapshots)
         assert (idle, out) == (sum(sum(each.connections.values()) for each in snapshots) - held, held)

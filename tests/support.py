@@ -100,7 +100,7 @@ class Reader:
 def _counters(snapshot: PoolSnapshot) -> Iterator[tuple[str, float]]:
     for name in type(snapshot).__dataclass_fields__:
         value: Any = getattr(snapshot, name)
-        if name.endswith("_total") and isinstance(value, int):
+        if name.endswith("_total") and isinstance(value, (int, float)):
             yield name, value
         elif name.endswith("_total"):
             yield from ((f"{name}{label}", number) for label, number in value.items())

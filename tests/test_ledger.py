@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from poolwatch.ledger import FOLD_AT, Ledger, Retirement, Slot
+from poolwatch.ledger import FOLD_AT, Ledger
+from poolwatch.slot import Retirement, Slot
 
 
 class Record:

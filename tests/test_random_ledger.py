@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from poolwatch import ledger as books
 from poolwatch.catalog import CLOSED, REPLACED
-from poolwatch.ledger import Ledger, Retirement, Slot
+from poolwatch.ledger import Ledger
+from poolwatch.slot import Retirement, Slot
 from random_seeds import run_of
 
 if TYPE_CHECKING:

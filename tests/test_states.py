@@ -138,7 +138,7 @@ async def test_wait_timeout(mariadb: MariaDB, make_engine: MakeEngine, registry:
         cursor.close()
 
     await use(engine)
-    assert {"wait_timeout": 1.0} == watched.snapshot().inactivity_limit_seconds
+    assert 1.0 == watched.snapshot().inactivity_limit_seconds["wait_timeout"]
     await until(lambda: watched.snapshot().connections["dead"] == 1, "a dead connection")
     await assert_true_on(mariadb, watched)
     with pytest.raises(exc.OperationalError):

@@ -16,6 +16,7 @@ from sqlalchemy.pool import QueuePool
 
 from poolwatch import watch
 from poolwatch.activity import ActivityListeners
+from poolwatch.closing import ClosingListeners
 from poolwatch.ledger import FOLD_AT, SWEEP_AT, Ledger
 from poolwatch.listeners import PoolListeners
 from poolwatch.reader import PoolReader
@@ -34,19 +35,14 @@ if TYPE_CHECKING:
 
 # What each listener calls first of ours, so that its failing makes the listener fail.
 HANDLERS = [
-    (PoolListeners, name)
-    for name in (
-        "on_do_connect",
-        "on_connect",
-        "first_checkout",
-        "odd_checkin",
-        "on_invalidate",
-        "on_soft_invalidate",
-        "on_close",
-        "on_detach",
-        "on_handle_error",
+    (owner, name)
+    for owner, names in (
+        (PoolListeners, ("on_do_connect", "on_connect", "first_checkout", "odd_checkin", "on_detach")),
+        (ClosingListeners, ("on_invalidate", "on_soft_invalidate", "on_close", "on_handle_error")),
+        (ActivityListeners, ("on_before_cursor_execute", "on_after_cursor_execute", "on_commit", "on_rollback")),
     )
-] + [(ActivityListeners, name) for name in ("on_after_cursor_execute", "on_commit", "on_rollback")]
+    for name in names
+]
 HOT = ["checkout", "checkin", "pool.connect"]
 
 

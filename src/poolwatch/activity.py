@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from poolwatch.drivers import driver_of
+from poolwatch.records import slot_of
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.engine import Dialect
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
-    from poolwatch.ledger import Ledger, Slot
+    from poolwatch.ledger import Ledger
+    from poolwatch.slot import Slot
+
+# Seconds of silence in which a server may have said goodbye: one that is busy has no reason to.
+_LONG = 1.0
 
 
 class ActivityListeners:
@@ -17,45 +26,74 @@ class ActivityListeners:
     Args:
         ledger: Whose slots.
         dialect: The engine's.
+        resets: The pool sends a ROLLBACK or COMMIT when a connection comes back.
 
     Attributes:
-        skips_rollback: Under AUTOCOMMIT the dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and
-            later).
+        marks_returns: Every return sends something: the pool's ROLLBACK, or just before that of the Connection that was
+            closed.
     """
 
-    def __init__(self, ledger: Ledger, dialect: Dialect) -> None:
+    def __init__(self, ledger: Ledger, dialect: Dialect, *, resets: bool) -> None:
         self._ledger = ledger
         self._clock = ledger.clock
         self._dialect = dialect
-        self.skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
+        self._driver = driver_of(dialect)
+        # Under AUTOCOMMIT the dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
+        self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
+        self._resets = resets
+        self.marks_returns = resets and self._driver.always_sends and not self._skips_rollback
+
+    def on_before_cursor_execute(self, connection: Connection, *_: Any) -> None:
+        """Note how long the server has not heard from the connection, and whether it has had its last word."""
+        slot = slot_of(connection, self._ledger)
+        if slot is not None:
+            self._sending(slot, connection)
 
     def on_after_cursor_execute(self, connection: Connection, *_: Any) -> None:
         """Note that the server has just heard from the connection."""
-        self._mark(slot_of(connection, self._ledger))
+        slot = slot_of(connection, self._ledger)
+        if slot is not None:
+            slot.active = self._clock()
+            slot.failed = False
+            slot.began = True
+            if slot.silence is not None and slot.silence > self._ledger.survived:
+                self._ledger.survived = slot.silence
 
     def on_commit(self, connection: Connection) -> None:
         """As for a statement; the event fires before the COMMIT is sent, which makes a moment's difference."""
-        self._mark(slot_of(connection, self._ledger))
+        slot = slot_of(connection, self._ledger)
+        if slot is not None and self._is_sent(connection):
+            self._end_transaction(slot, connection)
 
     def on_rollback(self, connection: Connection) -> None:
         """As for a commit, unless the dialect is told to send no ROLLBACK under AUTOCOMMIT."""
         slot = slot_of(connection, self._ledger)
-        if slot is not None and not self._is_quiet(connection.connection.dbapi_connection):
-            self._mark(slot)
+        if slot is not None and self._is_sent(connection) and not self._is_quiet(connection):
+            self._end_transaction(slot, connection)
 
-    def _is_quiet(self, dbapi: Any) -> bool:
-        return self.skips_rollback and bool(self._dialect.detect_autocommit_setting(dbapi))
-
-    def _mark(self, slot: Slot | None) -> None:
-        if slot is not None:
+    def on_reset(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
+        """Note the pool's own ROLLBACK, which is about to be sent if the driver is in a transaction."""
+        if record is None or state.transaction_was_reset or not (self._resets and state.asyncio_safe):
+            return
+        slot: Slot | None = None if record.record_info is None else record.record_info.get(self._ledger.key)
+        if slot is not None and self._driver.in_transaction(record.driver_connection):
             slot.active = self._clock()
-            slot.failed = False
 
+    def _sending(self, slot: Slot, connection: Connection) -> None:
+        active = slot.active
+        slot.silence = None if active is None else self._clock() - active
+        slot.goodbye = None
+        if slot.silence is not None and slot.silence >= _LONG:
+            slot.goodbye = self._driver.goodbye(connection.connection.driver_connection)
 
-def slot_of(connection: Connection, ledger: Ledger) -> Slot | None:
-    """Return the slot of *connection*; ``None`` for one that is closed, invalidated or not known."""
-    # An invalidated Connection would reconnect when asked for its connection.
-    if connection.closed or connection.invalidated:
-        return None
-    info = connection.connection.record_info
-    return None if info is None else info.get(ledger.key)
+    def _end_transaction(self, slot: Slot, connection: Connection) -> None:
+        self._sending(slot, connection)
+        slot.active = self._clock()
+        slot.failed = slot.began = False
+
+    def _is_sent(self, connection: Connection) -> bool:
+        return self._driver.always_sends or bool(self._driver.in_transaction(connection.connection.driver_connection))
+
+    def _is_quiet(self, connection: Connection) -> bool:
+        dbapi: Any = connection.connection.dbapi_connection
+        return self._skips_rollback and bool(self._dialect.detect_autocommit_setting(dbapi))

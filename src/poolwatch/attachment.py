@@ -16,6 +16,7 @@ from poolwatch.errors import WatchClosedError
 from poolwatch.hotpath import describe
 from poolwatch.ledger import Ledger
 from poolwatch.listeners import PoolListeners
+from poolwatch.losses import Losses
 from poolwatch.reader import PoolReader
 from poolwatch.timing import TimedPool
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from poolwatch.ledger import Slot
+    from poolwatch.slot import Slot
     from poolwatch.snapshot import PoolSnapshot
 
 logger = logging.getLogger("poolwatch")
@@ -112,7 +113,7 @@ class Watch:
     def adjust(self, given: Mapping[str, Any]) -> None:
         """Take over options that nobody had an opinion on before."""
         self.options |= given
-        self._listeners.server_limits = self.options["server_limits"] is not False
+        self._listeners.question.enabled = self.options["server_limits"] is not False
         self._reader.configure(self.options["inactivity_limit"], per_connection=bool(self.options["per_connection"]))
 
     def collect(self) -> PoolSnapshot | None:
@@ -134,6 +135,7 @@ class Watch:
         try:
             slots = list(ledger.slots.values())
             ledger.restart()
+            self._losses.restart()
             self._reader.restart()
             self._forget_slots(slots)
             if self._listeners.is_async:
@@ -171,13 +173,15 @@ class Watch:
                 type(pool).__name__,
                 error,
             )
+        self._losses = Losses(self._ledger, engine.dialect)
         self._listeners = PoolListeners(
             self._ledger,
             engine.dialect,
             privates.settings(pool),
+            self._losses,
             timed=self._timer.installed,
         )
-        self._reader = PoolReader(self._ledger, timed=self._timer.installed)
+        self._reader = PoolReader(self._ledger, engine.dialect, self._losses, timed=self._timer.installed)
         self.adjust({})
 
     def _attach(self, engine: Engine) -> None:

@@ -83,6 +83,8 @@ CLOSED = (
 STATES = ("checked_out", "idle", "condemned", "dead")
 RISKS = ("safe", "unknown", "protected", "soon", "imminent", "expired", "dead")
 FAILURES = ("timeout", "connect", "cancelled", "other")
+CAUSES = ("inactivity", "killed", "shutdown", "network", "unknown")
+PHASES = ("in_use", "ping_failed", "pre_ping", "guard", "return")
 
 # Idle limits people really set: load balancers' 60 and 350 s, the defaults of proxies, MySQL's 8 hours.
 _IDLE = (1.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0)
@@ -209,13 +211,27 @@ CATALOG: tuple[Metric, ...] = (
         "The server's max_connections; absent while unknown.",
         merge="livemin",
     ),
+    Metric(
+        "longest_survived_inactivity_seconds",
+        "gauge",
+        "Longest inactivity after which a connection still worked; absent until there was one.",
+        merge="livemax",
+    ),
+    Metric(
+        "shortest_fatal_inactivity_seconds",
+        "gauge",
+        "Shortest inactivity after which a connection was found lost without the server having said why and before any"
+        " known limit; absent until there was one. Above the longest survived and below the limit: something in between"
+        " drops connections.",
+        merge="livemin",
+    ),
     Metric("checkouts_total", "counter", "Connections handed out."),
     Metric("checkout_waits_total", "counter", "Checkouts asked for while the pool was at its limit."),
     Metric(
         "checkout_failures_total",
         "counter",
         "Callers who got no connection: timeout (the pool stayed full), connect (refused or unreachable; other where"
-        " the engine has a custom creator), cancelled, other.",
+        " the engine has a custom creator), cancelled, other. Those whose ping failed are in disconnects_total alone.",
         (Label("reason", FAILURES),),
     ),
     Metric("connects_total", "counter", "Connections established."),
@@ -238,6 +254,17 @@ CATALOG: tuple[Metric, ...] = (
         " others; the hard one that caused it is counted too).",
         (Label("kind", ("hard", "soft", "pool")),),
     ),
+    Metric(
+        "disconnects_total",
+        "counter",
+        "Connections found lost. cause: inactivity (silent for its limit), killed (closed in order while the server"
+        " lived: KILL, or something in between), shutdown, network (reset, or broken off), unknown. phase: in_use (a"
+        " statement failed), ping_failed (the ping's error reached the caller); and what no caller saw: pre_ping,"
+        " guard, return (when it was given back).",
+        (Label("cause", CAUSES), Label("phase", PHASES)),
+    ),
+    Metric("pre_pings_total", "counter", "Pings that pool_pre_ping sent."),
+    Metric("pre_ping_seconds_total", "counter", "Seconds that pings of pool_pre_ping took."),
     Metric("leaks_total", "counter", "Connections never given back that the garbage collector found."),
     Metric("internal_errors_total", "counter", "Errors inside poolwatch that were kept from the application."),
     Metric(

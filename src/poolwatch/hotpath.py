@@ -15,7 +15,8 @@ from poolwatch.ledger import FOLD_AT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolwatch.ledger import Ledger, Slot
+    from poolwatch.ledger import Ledger
+    from poolwatch.slot import Slot
 
 # Marks an exception that leaves a listener on purpose.
 MEANT = "poolwatch_meant"
@@ -47,7 +48,10 @@ def checkout_listener(
                 rest(dbapi, record)
                 slot = record.record_info[key]
             elif pre_ping:
-                slot.active = clock()
+                now, active = clock(), slot.active
+                if active is not None and now - active > ledger.survived:
+                    ledger.survived = now - active
+                slot.active = now
             slot.arrived = True
             # With a callback, because Python 3.15 clears those without one too late for us to see.
             slot.proxy = ref(proxy, ignore)

@@ -8,123 +8,24 @@ writer ever waits for.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import Counter
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 from poolwatch.catalog import BY_FIELD, REPLACED
 from poolwatch.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from poolwatch.histogram import HistogramSnapshot
+    from poolwatch.slot import Slot
 
 FOLD_AT = 10_000
 SWEEP_AT = 500
 _JITTER = 0.01
 _numbers = count()
-
-
-class Retirement(NamedTuple):
-    """A ``close`` event whose reason what follows decides.
-
-    Attributes:
-        reason: The reason if a checkout closed the connection to replace it; ``None`` if nothing called for that.
-        at: When.
-        full: The pool had no place for it: if no checkout closed it, its return did.
-    """
-
-    reason: str | None
-    at: float
-    full: bool = False
-
-
-class Slot:
-    """One pool record: SQLAlchemy's place for a connection, which outlives the connections it holds.
-
-    Moments are readings of the ledger's clock in seconds; ``None`` means that there is none.
-
-    Attributes:
-        record: The pool's record, held weakly.
-        pool: The pool object that opened the connection, held weakly; ``Engine.dispose()`` makes another one.
-        serial: Its connection's key in the ledger, or its last one's.
-        number: Its label in the per-connection series; ``None`` until a reader gives one out.
-        opened: When its connection was established; ``None`` while the books show no open connection here.
-        opened_at: The same by the wall clock.
-        active: When the server last heard from the connection; ``None`` for one that was adopted and not yet used.
-        returned: When it was last checked in.
-        held: When it was last handed out, while it is out.
-        arrived: A ``checkout`` event fired and the caller does not have the connection yet.
-        fresh: No checkout has been dispatched since the connection was established.
-        asked: A checkout of this connection got as far as our listener, and the session's limits were asked for.
-        refused: The limit query found the connection lost once in this checkout.
-        limits: Seconds of inactivity that the session allows, by source; empty while unknown.
-        pings: Pre-ping notices a dead connection with this driver and event loop.
-        proxy: What the caller of the last checkout holds, weakly; dead when the garbage collector gives it back.
-        failed: A statement failed, and nothing was sent since.
-        fate: Why an ``invalidate`` event condemned the connection that a ``close`` event is about to report, and the
-            proxy of then.
-        dropped: Why the connection was closed if its record is found gone; a StaticPool drops one without an event.
-        retiring: A ``close`` event whose reason a later event decides.
-        replaces: Why the slot's last connection was closed, until another is established.
-        dialing: When an attempt to connect began, until it succeeded.
-    """
-
-    __slots__ = (
-        "active",
-        "arrived",
-        "asked",
-        "dialing",
-        "dropped",
-        "failed",
-        "fate",
-        "fresh",
-        "held",
-        "limits",
-        "number",
-        "opened",
-        "opened_at",
-        "pings",
-        "pool",
-        "proxy",
-        "record",
-        "refused",
-        "replaces",
-        "retiring",
-        "returned",
-        "serial",
-    )
-
-    def __init__(self, record: Any, pool: Any) -> None:
-        self.record: weakref.ref[Any] = weakref.ref(record)
-        self.pool: weakref.ref[Any] = weakref.ref(pool)
-        self.serial = -1
-        self.number: int | None = None
-        self.replaces: str | None = None
-        self.dialing: float | None = None
-        self.opened: float | None = None
-        self.opened_at = 0.0
-        # Outlives the connection that it was noted on: the same checkout opens another.
-        self.refused = False
-        self.forget_connection()
-
-    def forget_connection(self) -> None:
-        """Clear what was known of the connection the slot held."""
-        self.active: float | None = None
-        self.returned: float | None = None
-        self.held: float | None = None
-        self.arrived = False
-        self.fresh = True
-        self.asked = False
-        self.limits: Mapping[str, float] = {}
-        self.pings = True
-        self.proxy: Callable[[], object] = _nobody
-        self.failed = False
-        self.fate: tuple[str, Callable[[], object]] | None = None
-        self.dropped = "other"
-        self.retiring: Retirement | None = None
 
 
 class Ledger:
@@ -146,13 +47,27 @@ class Ledger:
         # The pool objects that callers are inside connect() of, one entry a caller.
         self.pending: list[Any] = []
         self.max_connections: int | None = None
+        # When an attempt to connect failed last.
+        self.refused: float | None = None
+        # The longest inactivity that a connection survived, the shortest that none is known to survive; seconds.
+        self.survived = 0.0
+        self.fatal: float | None = None
+        self.pings = Histogram((inf,))
         self.checkouts = _histogram("checkout_duration_seconds")
         self.timeouts = _histogram("checkout_duration_seconds")
         self.connects = _histogram("connect_duration_seconds")
         self.holds = _histogram("hold_duration_seconds")
         self.idles = _histogram("idle_duration_seconds")
         self.lifetimes = _histogram("connection_lifetime_seconds")
-        self._histograms = (self.checkouts, self.timeouts, self.connects, self.holds, self.idles, self.lifetimes)
+        self._histograms = (
+            self.pings,
+            self.checkouts,
+            self.timeouts,
+            self.connects,
+            self.holds,
+            self.idles,
+            self.lifetimes,
+        )
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._events: list[tuple[str, ...]] = []
         self._note = self._events.append
@@ -241,6 +156,12 @@ class Ledger:
         if held is not None:
             self.holds.observe(now - held)
 
+    def deadly(self) -> float | None:
+        """Return the shortest inactivity that was fatal and that none has survived; ``None`` if there was none."""
+        if self.fatal is not None and self.fatal <= self.survived:
+            self.fatal = None
+        return self.fatal
+
     def trouble(self, summary: str) -> None:
         """Count an error of our own; the first one's *summary* is kept for the reader to log."""
         self._note(("internal_errors_total",))
@@ -261,6 +182,7 @@ class Ledger:
             counts = self._counts.copy()
             counts["checkouts_total",] += self.checkouts.snapshot().count
             counts["checkout_failures_total", "timeout"] += self.timeouts.snapshot().count
+            counts["pre_pings_total",] += self.pings.snapshot().count
             return counts, durations, self._trouble
 
     def restart(self) -> None:
@@ -271,7 +193,8 @@ class Ledger:
             held.clear()
         for histogram in self._histograms:
             histogram.clear()
-        self.max_connections = self._trouble = None
+        self.max_connections = self.refused = self.fatal = self._trouble = None
+        self.survived = 0.0
 
     def _sweep(self) -> None:
         """Book connections that went with their records, for pools that nobody reads."""
@@ -286,11 +209,6 @@ class Ledger:
         self._counts.update(batch)
         for histogram in self._histograms:
             histogram.fold()
-
-
-def _nobody() -> object:
-    """Stand for the proxy of a caller we do not know: one that is never collected."""
-    return _nobody
 
 
 def _histogram(field: str) -> Histogram:

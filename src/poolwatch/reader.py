@@ -11,22 +11,22 @@ from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from poolwatch import privates, server
+from poolwatch import drivers, privates, server
 from poolwatch.catalog import BY_FIELD
 from poolwatch.hotpath import describe
 from poolwatch.snapshot import Connection, PoolSnapshot, census
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import Engine
+    from sqlalchemy.engine import Dialect
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from poolwatch.ledger import Ledger, Slot
-
-# The limits that act on a connection outside a transaction.
-_IDLE_SOURCES = ("wait_timeout", "idle_session_timeout", "configured")
+    from poolwatch.ledger import Ledger
+    from poolwatch.losses import Losses
+    from poolwatch.slot import Slot
 
 
 class PoolReader:
@@ -34,11 +34,15 @@ class PoolReader:
 
     Args:
         ledger: The pool's books.
+        dialect: The engine's.
+        losses: Its lost connections.
         timed: ``pool.connect()`` is timed; otherwise the families that need it are ``None``.
     """
 
-    def __init__(self, ledger: Ledger, *, timed: bool) -> None:
+    def __init__(self, ledger: Ledger, dialect: Dialect, losses: Losses, *, timed: bool) -> None:
         self._ledger = ledger
+        self._driver = drivers.driver_of(dialect)
+        self._losses = losses
         self._timed = timed
         self.restart()
         self.configure(None, per_connection=False)
@@ -55,6 +59,7 @@ class PoolReader:
             per_connection: Fill the families that have one series for each connection.
         """
         self._configured = {} if inactivity_limit is None else {"configured": inactivity_limit}
+        self._losses.configured = self._configured
         self._per_connection = per_connection
 
     def read(self, engine: Engine) -> tuple[PoolSnapshot, str | None]:
@@ -63,6 +68,7 @@ class PoolReader:
             self._reap(engine)
             settings = privates.settings(engine.pool)
             live = list(self._live(engine, settings))
+            self._losses.settle()
             return self._snapshot(engine, settings, live)
 
     def _reap(self, engine: Engine) -> None:
@@ -100,9 +106,9 @@ class PoolReader:
                 continue
             if not record.in_use and slot.pool() is not engine.pool:
                 continue
-            state, condemned = self._state(engine, slot, record)
+            state, condemned = self._state(slot, record)
             limits = {**slot.limits, **self._configured}
-            limit = min((limits[source] for source in _IDLE_SOURCES if source in limits), default=None)
+            limit = server.limit_of(limits, in_transaction=self._in_transaction(slot, record))
             # Copied first: other threads change them.
             active, held = slot.active, slot.held
             yield (
@@ -118,20 +124,28 @@ class PoolReader:
                 ),
             )
 
-    def _state(self, engine: Engine, slot: Slot, record: ConnectionPoolEntry) -> tuple[str, bool]:
+    def _state(self, slot: Slot, record: ConnectionPoolEntry) -> tuple[str, bool]:
         """Return the state, and whether the next checkout replaces the connection, which holds of dead ones too."""
         if record.in_use:
             return "checked_out", False
         condemned = privates.retirement(record) is not None
+        # While a connection is being set up, answers may be on their way.
+        if not slot.fresh and self._ask_driver(self._driver.is_dead, record):
+            return "dead", condemned
+        return "condemned" if condemned else "idle", condemned
+
+    def _in_transaction(self, slot: Slot, record: ConnectionPoolEntry) -> bool:
+        told = self._ask_driver(self._driver.in_transaction, record)
+        return slot.began if told is None else told
+
+    def _ask_driver(self, question: Callable[[Any], bool | None], record: ConnectionPoolEntry) -> bool | None:
         try:
-            # While a connection is being set up, answers may be on their way.
-            if not slot.fresh and server.is_dead(engine.dialect, record.driver_connection):
-                return "dead", condemned
+            return question(record.driver_connection)
         except Exception as error:  # noqa: BLE001
             # Another thread may have closed it meanwhile.
             if record.dbapi_connection is not None:
-                self._ledger.trouble(describe("is_dead", error))
-        return "condemned" if condemned else "idle", condemned
+                self._ledger.trouble(describe(question.__name__, error))
+            return None
 
     def _snapshot(
         self, engine: Engine, settings: privates.PoolSettings, live: list[tuple[Slot, Connection]]
@@ -158,6 +172,8 @@ class PoolReader:
             longest_hold_timestamp_seconds=found.longest_hold_timestamp_seconds,
             inactivity_limit_seconds=limits,
             server_max_connections=ledger.max_connections,
+            longest_survived_inactivity_seconds=ledger.survived or None,
+            shortest_fatal_inactivity_seconds=ledger.deadly(),
             checkouts_total=counts["checkouts_total",],
             checkout_waits_total=counts["checkout_waits_total",] if self._timed else None,
             checkout_failures_total=_by_label("checkout_failures_total", counts) if self._timed else None,
@@ -166,6 +182,9 @@ class PoolReader:
             reconnects_total=_by_label("reconnects_total", counts),
             closes_total=_by_label("closes_total", counts),
             invalidations_total=_by_label("invalidations_total", counts),
+            disconnects_total=_by_labels("disconnects_total", counts),
+            pre_pings_total=counts["pre_pings_total",],
+            pre_ping_seconds_total=ledger.pings.snapshot().sum,
             leaks_total=counts["leaks_total",],
             internal_errors_total=counts["internal_errors_total",],
             checkout_duration_seconds=checkout_durations if self._timed else None,
@@ -217,10 +236,15 @@ def _by_label(field: str, counts: Counter[tuple[str, ...]]) -> dict[str, int]:
     return {value: counts[field, value] for value in label.values}
 
 
+def _by_labels(field: str, counts: Counter[tuple[str, ...]]) -> dict[tuple[str, str], int]:
+    first, second = BY_FIELD[field].labels
+    return {(a, b): counts[field, a, b] for a in first.values for b in second.values}
+
+
 def _info(engine: Engine, settings: privates.PoolSettings) -> dict[str, str]:
     facts: dict[str, Any] = {
         "dialect": engine.dialect.name,
-        "driver": server.driver_of(engine.dialect),
+        "driver": drivers.name_of(engine.dialect),
         "pool_class": type(engine.pool).__name__,
         "server": server.address(engine.url),
         "pre_ping": str(settings.pre_ping).lower(),

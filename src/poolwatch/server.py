@@ -1,20 +1,41 @@
-"""What is known of database servers and drivers: which limits to ask for, and what a socket tells without a query."""
+"""What database servers allow a session: which limits to ask for, how, and what the answers mean."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NamedTuple
+import os
+import socket
+import threading
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from poolwatch import drivers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import URL
     from sqlalchemy.engine import Dialect
 
-# The session's value rules: it is copied from the global one, or from interactive_timeout, at login, and an
-# application may have set it since. No table is read, so the statement opens no transaction.
+# The session's values rule: they are copied at login, from the global ones or interactive_timeout, and an application
+# may have set them since. No table is read, so the statement opens no transaction. Connection ids begin anew when the
+# server starts.
 # https://mariadb.com/kb/en/server-system-variables/#wait_timeout
-_MYSQL_LIMITS = "SELECT @@session.wait_timeout, @@global.max_connections"
+# https://mariadb.com/kb/en/transaction-timeouts/
+_MYSQL = "SELECT CONNECTION_ID(), @@global.max_connections, @@session.wait_timeout"
+_MARIADB = (
+    f"{_MYSQL}, @@session.idle_transaction_timeout, @@session.idle_readonly_transaction_timeout,"
+    " @@session.idle_write_transaction_timeout"
+)
+# A setting that this version does not have is NULL. The start is negated: like a connection id, lower after a restart.
+# https://www.postgresql.org/docs/current/runtime-config-client.html
+_POSTGRESQL = (
+    "SELECT -extract(epoch FROM pg_postmaster_start_time()), current_setting('max_connections'),"
+    " extract(epoch FROM current_setting('idle_session_timeout', true)::interval),"
+    " extract(epoch FROM current_setting('idle_in_transaction_session_timeout', true)::interval)"
+)
+_SOURCES = ("idle_session_timeout", "idle_in_transaction_session_timeout")
 
 _PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
@@ -23,80 +44,91 @@ class ServerLimits(NamedTuple):
     """What one session was told.
 
     Attributes:
-        inactivity: Seconds of inactivity the session is allowed, by source; a source that is unknown is missing.
+        inactivity: Seconds of inactivity the session is allowed, by source; ``inf`` for no limit, and a source that
+            is unknown is missing.
         max_connections: The server's; ``None`` if unknown.
+        mark: A number that is lower in sessions opened after a restart of the server; ``None`` if unknown.
     """
 
     inactivity: Mapping[str, float]
     max_connections: int | None
+    mark: float | None
 
 
-UNKNOWN = ServerLimits({}, None)
+UNKNOWN = ServerLimits({}, None, None)
 
 
-def driver_of(dialect: Dialect) -> str:
-    """Return the driver's name; empty for a dialect that names none."""
-    return getattr(dialect, "driver", "")
+class HangsError(Exception):
+    """The server did not answer in time; the connection cannot be used any more."""
 
 
-def ask_limits(dialect: Dialect, dbapi_connection: Any) -> ServerLimits:
-    """Ask the server for this session's limits, in one round trip through the cursor.
+def ask_limits(dialect: Dialect, dbapi_connection: Any, seconds: float) -> ServerLimits | None:
+    """Ask the server for this session's limits, in one round trip that leaves no transaction and nothing prepared.
 
-    Raises what the driver raises. Answers :data:`UNKNOWN` without a query where nothing is known to ask for, and for
-    an answer that makes no sense.
+    Answers ``None`` without a query while a transaction is open that PostgreSQL would fail with the question, and
+    :data:`UNKNOWN` where nothing is known to ask for, where an answer cannot be waited for with a deadline, and for an
+    answer that makes no sense.
+
+    Raises:
+        HangsError: No answer came within *seconds*, and the connection was shut down.
+        Exception: The driver's own.
     """
-    if dialect.name not in {"mysql", "mariadb"}:
+    question = _QUESTIONS.get(_family(dialect))
+    connection = dialect.get_driver_connection(dbapi_connection)
+    fileno = drivers.driver_of(dialect).fileno(connection)
+    if question is None or fileno is None:
         return UNKNOWN
-    cursor = dbapi_connection.cursor()
-    cursor.execute(_MYSQL_LIMITS)
-    row = cursor.fetchone()
-    cursor.close()
     try:
-        wait_timeout, max_connections = (int(value) for value in row)
-    except (TypeError, ValueError):
+        deadline = _Deadline(fileno, seconds, asyncio.get_running_loop() if dialect.is_async else None)
+    except (OSError, RuntimeError):
+        # No descriptor or no thread left.
         return UNKNOWN
-    if wait_timeout <= 0 or max_connections <= 0:
-        return UNKNOWN
-    return ServerLimits({"wait_timeout": float(wait_timeout)}, max_connections)
-
-
-def ping_works(dialect: Dialect) -> bool:
-    """Tell whether pre-ping notices a dead connection here; call it where the connection is used.
-
-    aiomysql under uvloop does not: the ping on a reset connection raises a plain RuntimeError, which SQLAlchemy does
-    not know as a lost connection.
-    """
-    if driver_of(dialect) != "aiomysql":
-        return True
+    row = error = None
     try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return not type(loop).__module__.startswith("uvloop")
+        with deadline:
+            row = question(dialect, dbapi_connection)
+    except Exception as error_:  # noqa: BLE001
+        error = error_
+    if deadline.passed:
+        raise HangsError from error
+    if error is not None:
+        raise error
+    try:
+        return None if row is None else _understood(dialect, row)
+    except (TypeError, ValueError, ArithmeticError):
+        return UNKNOWN
 
 
-def is_dead(dialect: Dialect, driver_connection: Any) -> bool | None:
-    """Tell whether the peer has closed this idle connection, without I/O; ``None`` if this driver cannot tell.
+def was_refused(
+    dialect: Dialect, dbapi_connection: Any, error: Exception, dbapi_errors: tuple[type[BaseException], ...]
+) -> bool:
+    """Tell whether the server answered a question with *error*, after which the connection works as before.
 
-    MySQL 8 says goodbye (error 4031) before it closes, and a server says nothing else unasked, so that a buffer with
-    something in it is the end too; ``_buffer`` is asyncio's private name for what nobody has read yet.
+    *dbapi_errors*: the driver's own classes.
     """
-    lost = is_lost(dialect, driver_connection)
-    return bool(driver_connection._reader._buffer) if lost is False else lost  # noqa: SLF001
+    if drivers.driver_of(dialect).is_lost(dialect.get_driver_connection(dbapi_connection)):
+        return False
+    if isinstance(error, dbapi_errors):
+        return not dialect.is_disconnect(error, dbapi_connection, None)  # type: ignore[arg-type]
+    # asyncpg's own, which its dialect does not translate here.
+    return isinstance(getattr(error, "sqlstate", None), str)
 
 
-def is_lost(dialect: Dialect, driver_connection: Any) -> bool | None:
-    """Tell whether this connection's transport has ended, without I/O; ``None`` if this driver cannot tell.
+def limit_of(limits: Mapping[str, float], *, in_transaction: bool) -> float | None:
+    """Return the seconds of inactivity after which a connection is dropped; ``inf`` for never, ``None`` if unknown.
 
-    The event loop has already read the end of the stream or met the reset; ``_reader`` and ``_writer`` are aiomysql's
-    private names for the asyncio streams that know.
+    In a transaction MariaDB's limits for one replace ``wait_timeout`` where they are set, and PostgreSQL's replaces
+    ``idle_session_timeout``, which then does not act.
     """
-    if driver_of(dialect) != "aiomysql" or driver_connection is None:
-        return None
-    reader, writer = getattr(driver_connection, "_reader", None), getattr(driver_connection, "_writer", None)
-    if reader is None or writer is None:
-        return None
-    return bool(reader.at_eof() or reader.exception() is not None or writer.transport.is_closing())
+    acting = dict(limits)
+    for inside, outside in (
+        ("idle_transaction_timeout", "wait_timeout"),
+        ("idle_in_transaction_session_timeout", "idle_session_timeout"),
+    ):
+        limit = acting.pop(inside, None)
+        if in_transaction and limit is not None and (limit < inf or outside != "wait_timeout"):
+            acting[outside] = limit
+    return min(acting.values(), default=None)
 
 
 def address(url: URL) -> str:
@@ -109,3 +141,129 @@ def address(url: URL) -> str:
         return "unknown"
     port = url.port or _PORTS.get(url.get_backend_name())
     return f"{url.host}:{port}" if port else url.host
+
+
+def _family(dialect: Dialect) -> str:
+    if dialect.name in {"mysql", "mariadb"}:
+        return "mysql"
+    return f"{dialect.name}+{drivers.name_of(dialect)}" + ("+async" if dialect.is_async else "")
+
+
+def _ask_mysql(dialect: Any, dbapi_connection: Any) -> Sequence[Any]:
+    cursor = dbapi_connection.cursor()
+    cursor.execute(_MARIADB if dialect.is_mariadb else _MYSQL)
+    row: Sequence[Any] = cursor.fetchone()
+    cursor.close()
+    return row or ()
+
+
+def _ask_asyncpg(_dialect: Dialect, dbapi_connection: Any) -> Sequence[Any] | None:
+    # A query that returns rows would be prepared, and one through the cursor leave a transaction open.
+    answer = bytearray()
+
+    async def keep(data: bytes) -> None:
+        answer.extend(data)
+
+    if dbapi_connection.driver_connection.is_in_transaction():
+        return None
+    dbapi_connection.run_async(lambda connection: connection.copy_from_query(_POSTGRESQL, output=keep))
+    return [None if value == "\\N" else value for value in answer.decode().rstrip("\n").split("\t")]
+
+
+def _ask_psycopg(_dialect: Dialect, connection: Any) -> Sequence[Any] | None:
+    if connection.info.transaction_status.name != "IDLE":
+        return None
+    was = connection.autocommit
+    connection.autocommit = True
+    try:
+        row: Sequence[Any] = connection.execute(_POSTGRESQL, prepare=False).fetchone()
+    finally:
+        # Of a connection that was lost nothing can be set, nor need it be.
+        if connection.info.transaction_status.name == "IDLE":
+            connection.autocommit = was
+    return row
+
+
+def _ask_psycopg_async(_dialect: Dialect, dbapi_connection: Any) -> Sequence[Any] | None:
+    async def ask(connection: Any) -> Sequence[Any]:
+        was = connection.autocommit
+        await connection.set_autocommit(True)
+        try:
+            cursor = await connection.execute(_POSTGRESQL, prepare=False)
+            row: Sequence[Any] = await cursor.fetchone()
+        finally:
+            # As above; so it is after a cancellation.
+            if connection.info.transaction_status.name == "IDLE":
+                await connection.set_autocommit(was)
+        return row
+
+    if dbapi_connection.info.transaction_status.name != "IDLE":
+        return None
+    answer: Sequence[Any] = dbapi_connection.run_async(ask)
+    return answer
+
+
+_QUESTIONS: dict[str, Callable[[Any, Any], Sequence[Any] | None]] = {
+    "mysql": _ask_mysql,
+    "postgresql+asyncpg+async": _ask_asyncpg,
+    "postgresql+psycopg": _ask_psycopg,
+    "postgresql+psycopg+async": _ask_psycopg_async,
+}
+
+
+def _understood(dialect: Dialect, row: Sequence[Any]) -> ServerLimits:
+    """Return what *row* says; raises TypeError, ValueError or ArithmeticError for nonsense."""
+    mark, most, *seconds = (None if value is None else float(value) for value in row)
+    if mark is None or most is None or not (abs(mark) < inf and 0 < most < inf):
+        raise ValueError
+    if any(value is not None and not 0 <= value < inf for value in seconds):
+        raise ValueError
+    if dialect.name == "postgresql":
+        # 0 is off.
+        limits = {source: value or inf for source, value in zip(_SOURCES, seconds, strict=True) if value is not None}
+    else:
+        idle, *in_transaction = (value or 0.0 for value in seconds)
+        if not idle:
+            raise ValueError
+        limits = {"wait_timeout": idle}
+        if in_transaction:
+            limits["idle_transaction_timeout"] = min((value for value in in_transaction if value), default=inf)
+    return ServerLimits(limits, int(most), mark)
+
+
+class _Deadline:
+    """Ends a query that takes too long by shutting down the socket, which every driver takes for a lost connection.
+
+    It runs from its making to the end of its ``with`` block.
+
+    Attributes:
+        passed: It came to that.
+    """
+
+    def __init__(self, fileno: int, seconds: float, loop: asyncio.AbstractEventLoop | None) -> None:
+        # A descriptor of its own: the driver may close its one meanwhile, and somebody else get the number.
+        self._socket = socket.socket(fileno=os.dup(fileno))
+        self._lock = threading.Lock()
+        self._over = self.passed = False
+        if loop is None:
+            self._timer: threading.Timer | asyncio.TimerHandle = threading.Timer(seconds, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+        else:
+            self._timer = loop.call_later(seconds, self._end)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+        self._socket.close()
+
+    def _end(self) -> None:
+        with self._lock:
+            if not self._over:
+                self.passed = True
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)

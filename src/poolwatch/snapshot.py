@@ -80,6 +80,8 @@ class PoolSnapshot:
     longest_hold_timestamp_seconds: float
     inactivity_limit_seconds: Mapping[str, float]
     server_max_connections: int | None
+    longest_survived_inactivity_seconds: float | None
+    shortest_fatal_inactivity_seconds: float | None
     checkouts_total: int
     checkout_waits_total: int | None
     checkout_failures_total: Mapping[str, int] | None
@@ -88,6 +90,9 @@ class PoolSnapshot:
     reconnects_total: Mapping[str, int]
     closes_total: Mapping[str, int]
     invalidations_total: Mapping[str, int]
+    disconnects_total: Mapping[tuple[str, str], int]
+    pre_pings_total: int
+    pre_ping_seconds_total: float
     leaks_total: int
     internal_errors_total: int
     checkout_duration_seconds: HistogramSnapshot | None

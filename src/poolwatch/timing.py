@@ -14,13 +14,15 @@ from sqlalchemy import exc
 from poolwatch import privates
 from poolwatch.hotpath import describe
 from poolwatch.listeners import dialing
+from poolwatch.losses import COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.pool import Pool, PoolProxiedConnection
 
-    from poolwatch.ledger import Ledger, Slot
+    from poolwatch.ledger import Ledger
+    from poolwatch.slot import Slot
 
 
 # Where a class of ours keeps the list that says whether it is to stop.
@@ -134,9 +136,10 @@ class TimedPool:
             elif not isinstance(error, Exception):
                 self._ledger.count("checkout_failures_total", "cancelled")
             elif slot is not None:
+                self._ledger.refused = self._ledger.clock()
                 self._ledger.count("connect_failures_total")
                 self._ledger.count("checkout_failures_total", "connect")
-            else:
+            elif not hasattr(error, COUNTED):
                 self._ledger.count("checkout_failures_total", "other")
         except Exception as trouble:  # noqa: BLE001
             self._ledger.trouble(describe("pool.connect", trouble))

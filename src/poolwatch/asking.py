@@ -1,0 +1,94 @@
+"""The question for a session's limits, at its connection's first checkout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import exc
+
+from poolwatch import drivers, server
+from poolwatch.hotpath import MEANT
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+    from poolwatch.ledger import Ledger
+    from poolwatch.losses import Losses
+    from poolwatch.slot import Slot
+
+# A server that has not answered so simple a question by then answers nothing.
+PATIENCE = 5.0
+# After that, or after an answer that broke the connection, nobody is asked for so long: each would pay for it.
+SILENCE = 60.0
+
+
+class LimitQuestion:
+    """Asks each session of one engine once.
+
+    Not in ``connect``: there the application's own ``SET SESSION`` may still come, and the first connections of an
+    engine are set up one after the other.
+
+    Args:
+        ledger: Where the answers go.
+        dialect: The engine's.
+        dbapi_errors: The driver's own classes.
+        losses: Where connections are booked that the question finds lost.
+
+    Attributes:
+        enabled: Ask at all.
+        patience: Seconds to wait for an answer.
+    """
+
+    def __init__(
+        self, ledger: Ledger, dialect: Dialect, dbapi_errors: tuple[type[BaseException], ...], losses: Losses
+    ) -> None:
+        self._ledger = ledger
+        self._dialect = dialect
+        self._errors = dbapi_errors
+        self._losses = losses
+        self._quiet_until: float | None = None
+        self.enabled = True
+        self.patience = PATIENCE
+
+    def ask(self, slot: Slot, dbapi: DBAPIConnection) -> None:
+        """Ask for the limits of *slot*'s session; it stays unasked where this is not the moment.
+
+        Raises:
+            DisconnectionError: The connection cannot be used any more; SQLAlchemy replaces it and dispatches again, and
+                the one that takes its place is handed out unasked.
+        """
+        slot.asked = not self.enabled
+        quiet = self._quiet_until is not None and self._ledger.clock() < self._quiet_until
+        if slot.asked or quiet or slot.refused:
+            slot.refused = False
+            return
+        try:
+            limits = server.ask_limits(self._dialect, dbapi, self.patience)
+        except Exception as error:
+            if server.was_refused(self._dialect, dbapi, error, self._errors):
+                slot.asked = True
+                return
+            slot.refused = True
+            self._broken(slot, dbapi, error)
+            meant = exc.DisconnectionError("the connection was lost before it was handed out")
+            setattr(meant, MEANT, True)
+            raise meant from error
+        if limits is None:
+            return
+        slot.asked = True
+        slot.limits = limits.inactivity
+        slot.mark = limits.mark
+        if limits is not server.UNKNOWN:
+            slot.active = self._ledger.clock()
+        if limits.max_connections is not None:
+            self._ledger.max_connections = limits.max_connections
+
+    def _broken(self, slot: Slot, dbapi: DBAPIConnection, error: Exception) -> None:
+        connection = self._dialect.get_driver_connection(dbapi)
+        lost = drivers.driver_of(self._dialect).is_lost(connection)
+        if isinstance(error, server.HangsError) or not lost:
+            self._quiet_until = self._ledger.clock() + SILENCE
+        else:
+            silence = None if slot.active is None else self._ledger.clock() - slot.active
+            self._losses.found(slot, "pre_ping", connection, silence=silence, error=error)

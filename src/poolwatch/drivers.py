@@ -1,0 +1,246 @@
+"""What a driver's connection tells without a query: an adapter for each driver, and all of their private names we use.
+
+Nothing here reads what belongs to the driver: the event loop or the kernel has noted the end of a connection already,
+and we look. Each private name was read in the source of the versions named at its adapter; a test fails when one of
+them goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+# MySQL's protocol: flags of the last status that the server sent.
+_IN_TRANSACTION, _AUTOCOMMIT = 1, 2
+# A header of four bytes, of which the last counts packets; then an error packet's first byte, and its number.
+_ERROR_AT, _ERROR = 4, 0xFF
+# The peer has closed its half: poll(2), of Linux alone. Elsewhere a socket that no event loop reads cannot tell.
+_CLOSED = getattr(select, "POLLRDHUP", 0)
+
+
+class Driver:
+    """A driver we know nothing of: it cannot tell.
+
+    Attributes:
+        always_sends: COMMIT and ROLLBACK are sent outside a transaction too.
+        says_why: The server has a last word for every connection it closes, and the driver's error passes it on.
+    """
+
+    always_sends = True
+    says_why = False
+
+    def is_lost(self, _connection: Any) -> bool | None:
+        """Tell whether the transport has ended; ``None`` if the driver cannot tell."""
+        return None
+
+    def is_dead(self, connection: Any) -> bool | None:
+        """Tell whether the peer has ended this idle connection, or said goodbye; ``None`` if it cannot be told."""
+        lost = self.is_lost(connection)
+        return self.goodbye(connection) is not None if lost is False else lost
+
+    def goodbye(self, _connection: Any) -> int | None:
+        """Return what lies unread on an idle connection: an error's number, 0 for anything else, ``None`` for nothing.
+
+        A MySQL server says nothing unasked but its last word: 8.0.24 and later send error 4031 before they close.
+        """
+        return None
+
+    def was_reset(self, _connection: Any) -> bool | None:
+        """Tell whether a lost connection was reset (true) or closed in order; ``None`` if the driver does not know."""
+        return None
+
+    def in_transaction(self, _connection: Any) -> bool | None:
+        """Tell whether a transaction is open, by what the server said last; ``None`` if it cannot be told."""
+        return None
+
+    def fileno(self, connection: Any) -> int | None:
+        """Return the socket's file descriptor; ``None`` if the driver does not say."""
+        fileno = getattr(connection, "fileno", None)
+        return fileno() if callable(fileno) else None
+
+
+class _MySQL(Driver):
+    # Whether the server's status comes with the rows of a SELECT too.
+    tells_reads = False
+
+    def in_transaction(self, connection: Any) -> bool | None:
+        status = connection.server_status
+        if status & _IN_TRANSACTION:
+            return True
+        return False if self.tells_reads or status & _AUTOCOMMIT else None
+
+
+class _Aiomysql(_MySQL):
+    """aiomysql 0.2.0 to 0.3.2: two asyncio streams; ``_buffer`` is asyncio's name for what nobody has read."""
+
+    def is_lost(self, connection: Any) -> bool | None:
+        reader, writer = connection._reader, connection._writer  # noqa: SLF001
+        if reader is None or writer is None:
+            return True
+        return reader.at_eof() or reader.exception() is not None or _ended(writer.transport)
+
+    def goodbye(self, connection: Any) -> int | None:
+        reader = connection._reader  # noqa: SLF001
+        return None if reader is None else _error_number(reader._buffer)  # noqa: SLF001
+
+    def was_reset(self, connection: Any) -> bool | None:
+        reader = connection._reader  # noqa: SLF001
+        if reader is None:
+            return None
+        return True if reader.exception() is not None else False if reader.at_eof() else None
+
+    def fileno(self, connection: Any) -> int | None:
+        writer = connection._writer  # noqa: SLF001
+        return None if writer is None else _fileno(writer.transport)
+
+
+class _Asyncmy(_MySQL):
+    """asyncmy 0.2.18: a transport and a protocol of its own."""
+
+    tells_reads = True
+
+    def is_lost(self, connection: Any) -> bool | None:
+        transport, protocol = connection._transport, connection._proto  # noqa: SLF001
+        return transport is None or protocol.eof or protocol.exc is not None or _ended(transport)
+
+    def goodbye(self, connection: Any) -> int | None:
+        protocol = connection._proto  # noqa: SLF001
+        return _error_number(protocol.buffer[protocol.pos : protocol.length])
+
+    def was_reset(self, connection: Any) -> bool | None:
+        protocol = connection._proto  # noqa: SLF001
+        return True if protocol.exc is not None else False if protocol.eof else None
+
+    def fileno(self, connection: Any) -> int | None:
+        transport = connection._transport  # noqa: SLF001
+        return None if transport is None else _fileno(transport)
+
+
+class _PyMySQL(_MySQL):
+    """PyMySQL 1.1.1 to 1.2.4: a socket that nobody reads while the connection is idle."""
+
+    def is_lost(self, connection: Any) -> bool | None:
+        own = connection._sock  # noqa: SLF001
+        return True if own is None else _socket_ended(own.fileno())
+
+    def goodbye(self, connection: Any) -> int | None:
+        own = connection._sock  # noqa: SLF001
+        # Under TLS what lies there is no packet.
+        if own is None or isinstance(own, ssl.SSLSocket) or not _poll(own.fileno(), select.POLLIN):
+            return None
+        # Another thread may take the connection, and what lies there, at this moment.
+        with socket.socket(fileno=os.dup(own.fileno())) as look:
+            try:
+                return _error_number(look.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return None
+
+    def fileno(self, connection: Any) -> int | None:
+        own = connection._sock  # noqa: SLF001
+        return None if own is None else int(own.fileno())
+
+
+class _Asyncpg(Driver):
+    """asyncpg 0.29 to 0.32: it closes itself when the transport ends, and drops the server's last word."""
+
+    always_sends = False
+
+    def is_lost(self, connection: Any) -> bool | None:
+        return connection.is_closed() or _ended(connection._transport)  # noqa: SLF001
+
+    def in_transaction(self, connection: Any) -> bool | None:
+        return bool(connection.is_in_transaction())
+
+    def fileno(self, connection: Any) -> int | None:
+        return _fileno(connection._transport)  # noqa: SLF001
+
+
+class _Psycopg(Driver):
+    """psycopg 3: a socket of libpq's, read during a statement alone; everything here is public."""
+
+    always_sends = False
+    says_why = True
+
+    def is_lost(self, connection: Any) -> bool | None:
+        return True if connection.closed else _socket_ended(connection.fileno())
+
+    def in_transaction(self, connection: Any) -> bool | None:
+        status = connection.info.transaction_status
+        # After the connection was lost libpq has forgotten.
+        return None if status.name == "UNKNOWN" else bool(status.name != "IDLE")
+
+    def fileno(self, connection: Any) -> int | None:
+        return None if connection.closed else int(connection.fileno())
+
+
+_DRIVERS: dict[str, Driver] = {
+    "aiomysql": _Aiomysql(),
+    "asyncmy": _Asyncmy(),
+    "pymysql": _PyMySQL(),
+    "asyncpg": _Asyncpg(),
+    "psycopg": _Psycopg(),
+}
+_UNKNOWN = Driver()
+
+
+def name_of(dialect: Dialect) -> str:
+    """Return the driver's name; empty for a dialect that names none."""
+    return getattr(dialect, "driver", "")
+
+
+def driver_of(dialect: Dialect) -> Driver:
+    """Return the adapter of *dialect*'s driver; for one we do not know, one that cannot tell."""
+    return _DRIVERS.get(name_of(dialect), _UNKNOWN)
+
+
+def ping_works(dialect: Dialect) -> bool:
+    """Tell whether pre-ping notices a dead connection here; call it where the connection is used.
+
+    aiomysql under uvloop does not: the ping on a reset connection raises a plain RuntimeError, which SQLAlchemy does
+    not know as a lost connection.
+    """
+    if name_of(dialect) != "aiomysql":
+        return True
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return not type(loop).__module__.startswith("uvloop")
+
+
+def _ended(transport: Any) -> bool:
+    # The event loop may not have come round yet to what the kernel knows.
+    return transport.is_closing() or bool(_socket_ended(_fileno(transport)))
+
+
+def _fileno(transport: Any) -> int:
+    own = transport.get_extra_info("socket")
+    return -1 if own is None else own.fileno()
+
+
+def _socket_ended(fileno: int) -> bool | None:
+    if not _CLOSED:
+        return None
+    return fileno < 0 or bool(_poll(fileno, _CLOSED))
+
+
+def _poll(fileno: int, events: int) -> int:
+    """Return which of *events*, or of the errors that are always reported, have happened on a socket; 0 for none."""
+    poll = select.poll()
+    poll.register(fileno, events)
+    return sum(happened for _, happened in poll.poll(0))
+
+
+def _error_number(unread: bytes) -> int | None:
+    if not unread:
+        return None
+    if len(unread) > _ERROR_AT + 2 and unread[_ERROR_AT] == _ERROR:
+        return int.from_bytes(unread[_ERROR_AT + 1 : _ERROR_AT + 3], "little")
+    return 0

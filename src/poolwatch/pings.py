@@ -1,0 +1,96 @@
+"""What ``pool_pre_ping`` sends: how often, how long it takes, and what it finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from poolwatch.drivers import driver_of
+from poolwatch.hotpath import describe
+from poolwatch.losses import COUNTED
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+    from poolwatch.ledger import Ledger
+    from poolwatch.losses import Losses
+    from poolwatch.slot import Slot
+
+
+class Pings:
+    """Times the pings of one engine, by a ``do_ping`` on its dialect object that calls the class's.
+
+    No event tells of a ping that succeeded. ``Dialect.do_ping`` is SQLAlchemy's public method for one.
+
+    Args:
+        ledger: Where they are booked.
+        dialect: The engine's.
+        dbapi_errors: The driver's own classes.
+        losses: Where connections are booked that a ping finds lost.
+    """
+
+    def __init__(
+        self, ledger: Ledger, dialect: Dialect, dbapi_errors: tuple[type[BaseException], ...], losses: Losses
+    ) -> None:
+        self._ledger = ledger
+        self._dialect = dialect
+        self._errors = dbapi_errors
+        self._losses = losses
+        self._driver = driver_of(dialect)
+
+    def attach(self) -> None:
+        """Time every ping from now on."""
+        self._original = self._dialect.do_ping
+        self._own = self._timed
+        self._dialect.do_ping = self._own  # type: ignore[assignment,method-assign]
+
+    def detach(self) -> None:
+        """Stop; where somebody else has replaced the method since, ours goes on beneath theirs."""
+        if vars(self._dialect).get("do_ping") is self._own:
+            del self._dialect.do_ping
+
+    def _timed(self, dbapi: Any) -> bool:
+        ledger = self._ledger
+        began = ledger.clock()
+        goodbye = self._look(dbapi)
+        try:
+            alive = self._original(dbapi)
+        except Exception as error:
+            self._failed(dbapi, began, goodbye, error)
+            raise
+        finally:
+            ledger.pings.observe(ledger.clock() - began)
+        if not alive:
+            self._failed(dbapi, began, goodbye, None)
+        return alive
+
+    def _look(self, dbapi: Any) -> int | None:
+        try:
+            return self._driver.goodbye(self._dialect.get_driver_connection(dbapi))
+        except Exception as error:  # noqa: BLE001
+            self._ledger.trouble(describe("do_ping", error))
+            return None
+
+    def _failed(self, dbapi: Any, began: float, goodbye: int | None, error: Exception | None) -> None:
+        try:
+            slot = self._slot_of(dbapi)
+            known = error is None or self._is_disconnect(error, dbapi)
+            connection = self._dialect.get_driver_connection(dbapi)
+            if slot is not None and self._losses.is_lost(connection, suspected=known):
+                slot.goodbye = goodbye
+                silence = None if slot.active is None else began - slot.active
+                phase = "pre_ping" if known else "ping_failed"
+                self._losses.found(slot, phase, connection, silence=silence, error=error)
+                if error is not None and not known:
+                    setattr(error, COUNTED, True)
+        except Exception as trouble:  # noqa: BLE001
+            self._ledger.trouble(describe("do_ping", trouble))
+
+    def _is_disconnect(self, error: Any, dbapi: Any) -> bool:
+        return isinstance(error, self._errors) and self._dialect.is_disconnect(error, dbapi, None)  # type: ignore[arg-type]
+
+    def _slot_of(self, dbapi: Any) -> Slot | None:
+        for slot in list(self._ledger.slots.values()):
+            record = slot.record()
+            if record is not None and record.dbapi_connection is dbapi:
+                return slot
+        return None

@@ -1,0 +1,130 @@
+"""What is known of one pool record and the connection in it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class Retirement(NamedTuple):
+    """A ``close`` event whose reason what follows decides.
+
+    Attributes:
+        reason: The reason if a checkout closed the connection to replace it; ``None`` if nothing called for that.
+        at: When.
+        full: The pool had no place for it: if no checkout closed it, its return did.
+    """
+
+    reason: str | None
+    at: float
+    full: bool = False
+
+
+class Slot:
+    """One pool record: SQLAlchemy's place for a connection, which outlives the connections it holds.
+
+    Moments are readings of the ledger's clock in seconds; ``None`` means that there is none.
+
+    Attributes:
+        record: The pool's record, held weakly.
+        pool: The pool object that opened the connection, held weakly; ``Engine.dispose()`` makes another one.
+        serial: Its connection's key in the ledger, or its last one's.
+        number: Its label in the per-connection series; ``None`` until a reader gives one out.
+        opened: When its connection was established; ``None`` while the books show no open connection here.
+        opened_at: The same by the wall clock.
+        active: When the server last heard from the connection; ``None`` for one that was adopted and not yet used.
+        returned: When it was last checked in.
+        held: When it was last handed out, while it is out.
+        arrived: A ``checkout`` event fired and the caller does not have the connection yet.
+        fresh: No checkout has been dispatched since the connection was established.
+        asked: A checkout of this connection got as far as our listener, and the session's limits were asked for.
+        refused: The limit query found the connection lost in this checkout.
+        limits: Seconds of inactivity that the session allows, by source; empty while unknown.
+        mark: A number that is lower in sessions opened after a restart of the server; ``None`` if unknown.
+        began: A statement was sent, and no COMMIT or ROLLBACK since.
+        silence: How long the server had not heard from the connection when something was sent last; ``None`` if
+            unknown.
+        goodbye: The number of the error that lay unread at that moment, if the server had said goodbye.
+        lost: It was found lost, and that is booked.
+        pings: Pre-ping notices a dead connection with this driver and event loop.
+        proxy: What the caller of the last checkout holds, weakly; dead when the garbage collector gives it back.
+        failed: A statement failed, and nothing was sent since.
+        fate: Why an ``invalidate`` event condemned the connection that a ``close`` event is about to report, and the
+            proxy of then.
+        dropped: Why the connection was closed if its record is found gone; a StaticPool drops one without an event.
+        retiring: A ``close`` event whose reason a later event decides.
+        replaces: Why the slot's last connection was closed, until another is established.
+        dialing: When an attempt to connect began, until it succeeded.
+    """
+
+    __slots__ = (
+        "active",
+        "arrived",
+        "asked",
+        "began",
+        "dialing",
+        "dropped",
+        "failed",
+        "fate",
+        "fresh",
+        "goodbye",
+        "held",
+        "limits",
+        "lost",
+        "mark",
+        "number",
+        "opened",
+        "opened_at",
+        "pings",
+        "pool",
+        "proxy",
+        "record",
+        "refused",
+        "replaces",
+        "retiring",
+        "returned",
+        "serial",
+        "silence",
+    )
+
+    def __init__(self, record: Any, pool: Any) -> None:
+        self.record: weakref.ref[Any] = weakref.ref(record)
+        self.pool: weakref.ref[Any] = weakref.ref(pool)
+        self.serial = -1
+        self.number: int | None = None
+        self.replaces: str | None = None
+        self.dialing: float | None = None
+        self.opened: float | None = None
+        self.opened_at = 0.0
+        # Outlives the connection that it was noted on: the same checkout opens another.
+        self.refused = False
+        self.forget_connection()
+
+    def forget_connection(self) -> None:
+        """Clear what was known of the connection the slot held."""
+        self.active: float | None = None
+        self.returned: float | None = None
+        self.held: float | None = None
+        self.arrived = False
+        self.fresh = True
+        self.asked = False
+        self.limits: Mapping[str, float] = {}
+        self.mark: float | None = None
+        self.began = False
+        self.silence: float | None = None
+        self.goodbye: int | None = None
+        self.lost = False
+        self.pings = True
+        self.proxy: Callable[[], object] = _nobody
+        self.failed = False
+        self.fate: tuple[str, Callable[[], object]] | None = None
+        self.dropped = "other"
+        self.retiring: Retirement | None = None
+
+
+def _nobody() -> object:
+    """Stand for the proxy of a caller we do not know: one that is never collected."""
+    return _nobody

@@ -1,0 +1,145 @@
+"""A TCP proxy between drivers and a server, which ends connections in the ways that networks do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from poolwatch.demo.servers import Server
+
+
+@dataclass(eq=False)
+class _Pair:
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter
+    heard: float
+    forgotten: bool = False
+
+
+class Proxy:
+    """Forwards what comes to ``port`` to *server*, in a thread of its own; leaving the ``with`` block ends it.
+
+    Args:
+        server: Where to.
+        idle_limit: Seconds of silence after which a connection is forgotten without a word; ``None`` for never.
+        answers: What comes on a forgotten connection is answered with a reset, as load balancers do; else swallowed,
+            as firewalls do.
+
+    Attributes:
+        hangs: Swallow what the server answers.
+    """
+
+    def __init__(self, server: Server, *, idle_limit: float | None = None, answers: bool = True) -> None:
+        self._target = server.port
+        self._idle_limit = idle_limit
+        self._answers = answers
+        self.hangs = False
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._pairs: list[_Pair] = []
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+        self._loop.close()
+
+    def finish(self) -> None:
+        """Close every connection in order: a FIN."""
+        self._do(self._finish)
+
+    def reset(self) -> None:
+        """Close every connection at once: an RST."""
+        self._do(self._reset)
+
+    def say(self, goodbye: bytes) -> None:
+        """Send *goodbye* on every connection, and close them in order."""
+
+        def act() -> None:
+            for each in self._pairs:
+                each.client.write(goodbye)
+            self._finish()
+
+        self._do(act)
+
+    def _do(self, act: Callable[[], None]) -> None:
+        done = threading.Event()
+
+        def run() -> None:
+            act()
+            done.set()
+
+        self._loop.call_soon_threadsafe(run)
+        done.wait()
+
+    def _finish(self) -> None:
+        for each in self._pairs:
+            each.client.close()
+            each.server.close()
+        self._pairs.clear()
+
+    def _reset(self) -> None:
+        for each in self._pairs:
+            _abort(each.client)
+            each.server.close()
+        self._pairs.clear()
+
+    async def _serve(self) -> None:
+        self._over = asyncio.Event()
+        listening = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = listening.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._over.wait()
+        listening.close()
+        self._finish()
+        # What is under way ends with its sockets.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for each in others:
+            each.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        try:
+            answers, server = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            client.close()
+            return
+        pair = _Pair(client, server, self._loop.time())
+        self._pairs.append(pair)
+        await asyncio.gather(self._pump(reader, server, pair), self._pump(answers, client, pair))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, pair: _Pair) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                now = self._loop.time()
+                pair.forgotten = pair.forgotten or (
+                    self._idle_limit is not None and now - pair.heard > self._idle_limit
+                )
+                pair.heard = now
+                if pair.forgotten and self._answers and sink is pair.server:
+                    _abort(pair.client)
+                if not pair.forgotten and not (self.hangs and sink is pair.client):
+                    sink.write(data)
+                    await sink.drain()
+            # As a proxy does when the server has closed.
+            if not pair.forgotten:
+                sink.close()
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
