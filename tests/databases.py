@@ -29,10 +29,12 @@ class Database(Protocol):
     Attributes:
         own_id: The statement that asks for a connection's id.
         sleep: A statement that takes a minute.
+        port: Where it listens.
     """
 
     own_id: str
     sleep: str
+    port: int
 
     @property
     def pid(self) -> int | None:

@@ -6,13 +6,13 @@ import asyncio
 import socket
 import struct
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from databases import Database
     from poolwatch.demo.servers import Server
 
 
@@ -37,7 +37,7 @@ class Proxy:
         hangs: Swallow what the server answers.
     """
 
-    def __init__(self, server: Server, *, idle_limit: float | None = None, answers: bool = True) -> None:
+    def __init__(self, server: Server | Database, *, idle_limit: float | None = None, answers: bool = True) -> None:
         self._target = server.port
         self._idle_limit = idle_limit
         self._answers = answers
@@ -57,6 +57,11 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
         self._loop.close()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since anything was heard on any connection."""
+        return self._loop.time() - max(each.heard for each in self._pairs)
 
     def finish(self) -> None:
         """Close every connection in order: a FIN."""
@@ -105,12 +110,11 @@ class Proxy:
         self._ready.set()
         await self._over.wait()
         listening.close()
-        self._finish()
+        for each in self._pairs:
+            each.client.transport.abort()
+            each.server.transport.abort()
         # What is under way ends with its sockets.
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for each in others:
-            each.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     async def _accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         try:
@@ -123,23 +127,28 @@ class Proxy:
         await asyncio.gather(self._pump(reader, server, pair), self._pump(answers, client, pair))
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, pair: _Pair) -> None:
-        with suppress(OSError):
+        # A side that has ended ends the other in the same way.
+        end: Callable[[asyncio.StreamWriter], None] = asyncio.StreamWriter.close
+        try:
             while data := await source.read(65536):
-                now = self._loop.time()
-                pair.forgotten = pair.forgotten or (
-                    self._idle_limit is not None and now - pair.heard > self._idle_limit
-                )
-                pair.heard = now
-                if pair.forgotten and self._answers and sink is pair.server:
-                    _abort(pair.client)
-                if not pair.forgotten and not (self.hangs and sink is pair.client):
-                    sink.write(data)
-                    await sink.drain()
-            # As a proxy does when the server has closed.
-            if not pair.forgotten:
-                sink.close()
+                self._forward(data, sink, pair)
+                await sink.drain()
+        except OSError:
+            end = _abort
+        if not pair.forgotten:
+            end(sink)
+
+    def _forward(self, data: bytes, sink: asyncio.StreamWriter, pair: _Pair) -> None:
+        now = self._loop.time()
+        pair.forgotten = pair.forgotten or (self._idle_limit is not None and now - pair.heard > self._idle_limit)
+        pair.heard = now
+        if pair.forgotten and self._answers and sink is pair.server:
+            _abort(pair.client)
+        if not pair.forgotten and not (self.hangs and sink is pair.client):
+            sink.write(data)
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if not writer.transport.is_closing():
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

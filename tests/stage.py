@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import databases
@@ -49,9 +50,12 @@ class Stage:
         gc.collect()
         gc.freeze()
 
-    def engine(self, before: Callable[[AsyncEngine], None] | None = None, **options: Any) -> AsyncEngine:
-        """Make an engine and watch it; *before* is called in between."""
-        engine = create_async_engine(self.server.url(self.driver.name), **options)
+    def engine(
+        self, before: Callable[[AsyncEngine], None] | None = None, *, port: int | None = None, **options: Any
+    ) -> AsyncEngine:
+        """Make an engine and watch it; *before* is called in between, *port* leads to the server by another way."""
+        url = make_url(self.server.url(self.driver.name))
+        engine = create_async_engine(url.set(port=port or url.port), **options)
         self._engines.append(engine)
         self._tallies.append(Tally(engine.sync_engine.pool))
         if before is not None:

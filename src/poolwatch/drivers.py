@@ -132,14 +132,14 @@ class _PyMySQL(_MySQL):
 
     def goodbye(self, connection: Any) -> int | None:
         own = connection._sock  # noqa: SLF001
-        # Under TLS what lies there is no packet.
-        if own is None or isinstance(own, ssl.SSLSocket) or not _poll(own.fileno(), select.POLLIN):
+        # Under TLS what lies there is no packet; of a reset there is nothing, and looking would take the error away.
+        if own is None or isinstance(own, ssl.SSLSocket) or _poll(own.fileno(), select.POLLIN) != select.POLLIN:
             return None
         # Another thread may take the connection, and what lies there, at this moment.
         with socket.socket(fileno=os.dup(own.fileno())) as look:
             try:
                 return _error_number(look.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-            except BlockingIOError:
+            except OSError:
                 return None
 
     def fileno(self, connection: Any) -> int | None:

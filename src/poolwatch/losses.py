@@ -36,6 +36,8 @@ _SAID: dict[object, str] = {
 }
 # pg_terminate_backend() and a server that stops say the same.
 _TERMINATED = "57P01"
+# MySQL's drivers, when the stream ended where an answer should have come.
+_NO_ANSWER = 2013
 # The server may have counted a moment longer than we did.
 _MARGIN, _MARGIN_SHARE = 1.0, 0.02
 _PENDING_AT_MOST = 500
@@ -143,6 +145,8 @@ class Losses:
         was_reset = self._driver.was_reset(connection)
         if was_reset is None:
             was_reset = _was_reset(error)
+        if was_reset is None and _NO_ANSWER in words:
+            was_reset = False
         # Where the server always has a last word and had none, something in between has broken it off.
         if was_reset or self._driver.says_why:
             return "network", "unknown", False

@@ -39,6 +39,8 @@ class Pings:
 
     def attach(self) -> None:
         """Time every ping from now on."""
+        # Somebody else's, or none but the class's.
+        self._before = vars(self._dialect).get("do_ping")
         self._original = self._dialect.do_ping
         self._own = self._timed
         self._dialect.do_ping = self._own  # type: ignore[assignment,method-assign]
@@ -46,7 +48,10 @@ class Pings:
     def detach(self) -> None:
         """Stop; where somebody else has replaced the method since, ours goes on beneath theirs."""
         if vars(self._dialect).get("do_ping") is self._own:
-            del self._dialect.do_ping
+            if self._before is None:
+                del self._dialect.do_ping
+            else:
+                self._dialect.do_ping = self._before  # type: ignore[method-assign]
 
     def _timed(self, dbapi: Any) -> bool:
         ledger = self._ledger
