@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import exc
 
-from poolwatch import drivers, server
+from poolwatch import server
 from poolwatch.hotpath import MEANT
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from poolwatch.losses import Losses
     from poolwatch.slot import Slot
 
-# A server that has not answered so simple a question by then answers nothing.
+# Seconds: a server that has not answered so simple a question by then answers nothing.
 PATIENCE = 5.0
-# After that, or after an answer that broke the connection, nobody is asked for so long: each would pay for it.
+# Seconds in which nobody is asked after a question that cost its connection; the one that takes its place least of all.
 SILENCE = 60.0
 
 
@@ -60,23 +60,26 @@ class LimitQuestion:
         """
         slot.asked = not self.enabled
         quiet = self._quiet_until is not None and self._ledger.clock() < self._quiet_until
-        if slot.asked or quiet or slot.refused:
-            slot.refused = False
+        if slot.asked or quiet:
+            return
+        slot.asked = True
+        deadline = server.deadline_for(self._dialect, dbapi, self.patience)
+        if deadline is None:
             return
         try:
-            limits = server.ask_limits(self._dialect, dbapi, self.patience)
+            limits = server.ask_limits(self._dialect, dbapi, deadline)
         except Exception as error:
             if server.was_refused(self._dialect, dbapi, error, self._errors):
-                slot.asked = True
                 return
-            slot.refused = True
-            self._broken(slot, dbapi, error)
+            self._quiet_until = self._ledger.clock() + SILENCE
+            if not isinstance(error, server.HangsError):
+                self._lost(slot, dbapi, error)
             meant = exc.DisconnectionError("the connection was lost before it was handed out")
             setattr(meant, MEANT, True)
             raise meant from error
         if limits is None:
+            slot.asked = False
             return
-        slot.asked = True
         slot.limits = limits.inactivity
         slot.mark = limits.mark
         if limits is not server.UNKNOWN:
@@ -84,11 +87,8 @@ class LimitQuestion:
         if limits.max_connections is not None:
             self._ledger.max_connections = limits.max_connections
 
-    def _broken(self, slot: Slot, dbapi: DBAPIConnection, error: Exception) -> None:
+    def _lost(self, slot: Slot, dbapi: DBAPIConnection, error: Exception) -> None:
         connection = self._dialect.get_driver_connection(dbapi)
-        lost = drivers.driver_of(self._dialect).is_lost(connection)
-        if isinstance(error, server.HangsError) or not lost:
-            self._quiet_until = self._ledger.clock() + SILENCE
-        else:
+        if self._losses.is_lost(connection, suspected=False):
             silence = None if slot.active is None else self._ledger.clock() - slot.active
             self._losses.found(slot, "pre_ping", connection, silence=silence, error=error)

@@ -169,7 +169,7 @@ class _Psycopg(Driver):
     says_why = True
 
     def is_lost(self, connection: Any) -> bool | None:
-        return True if connection.closed else _socket_ended(connection.fileno())
+        return True if connection.closed else _socket_ended(self._number(connection))
 
     def in_transaction(self, connection: Any) -> bool | None:
         status = connection.info.transaction_status
@@ -177,7 +177,17 @@ class _Psycopg(Driver):
         return None if status.name == "UNKNOWN" else bool(status.name != "IDLE")
 
     def fileno(self, connection: Any) -> int | None:
-        return None if connection.closed else int(connection.fileno())
+        return None if connection.closed else self._number(connection)
+
+    @staticmethod
+    def _number(connection: Any) -> int:
+        try:
+            return int(connection.fileno())
+        except Exception:
+            # Another thread has closed it meanwhile.
+            if connection.closed:
+                return -1
+            raise
 
 
 _DRIVERS: dict[str, Driver] = {

@@ -6,14 +6,14 @@ afterwards: in its other connections, in the next attempt to connect. So a loss 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from poolwatch.drivers import driver_of
 from poolwatch.hotpath import describe
 from poolwatch.server import limit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy.engine import Dialect
 
@@ -41,6 +41,8 @@ _NO_ANSWER = 2013
 # The server may have counted a moment longer than we did.
 _MARGIN, _MARGIN_SHARE = 1.0, 0.02
 _PENDING_AT_MOST = 500
+
+Answer = TypeVar("Answer")
 
 # Marks an error of a ping that is counted here, and not as a checkout that failed.
 COUNTED = "poolwatch_counted"
@@ -87,8 +89,16 @@ class Losses:
 
     def is_lost(self, connection: Any, *, suspected: bool) -> bool:
         """Tell whether *connection*'s transport has ended; if its driver cannot tell, believe what is *suspected*."""
-        lost = self._driver.is_lost(connection)
+        lost = self._ask(self._driver.is_lost, connection)
         return suspected if lost is None else lost
+
+    def _ask(self, question: Callable[[Any], Answer | None], connection: Any) -> Answer | None:
+        try:
+            return question(connection)
+        except Exception as error:  # noqa: BLE001
+            # Another thread may have closed what we look at, or the driver has changed.
+            self._ledger.trouble(describe(question.__name__, error))
+            return None
 
     def found(
         self, slot: Slot, phase: str, connection: Any, *, silence: float | None, error: BaseException | None = None
@@ -116,13 +126,7 @@ class Losses:
         """Decide what was left open, by what is known now; for a reader."""
         while self._pending:
             loss = self._pending.pop(0)
-            try:
-                down = self._went_down(loss)
-            except Exception as error:  # noqa: BLE001
-                # Another thread may have closed what we looked at.
-                self._ledger.trouble(describe("settle", error))
-                down = False
-            self._book(loss, "shutdown" if down else loss.otherwise)
+            self._book(loss, "shutdown" if self._went_down(loss) else loss.otherwise)
 
     def restart(self) -> None:
         """Forget everything, in a forked child."""
@@ -131,18 +135,19 @@ class Losses:
     def _cause(
         self, slot: Slot, connection: Any, silence: float | None, error: BaseException | None
     ) -> tuple[str | None, str, bool]:
-        words = [*_words(error), slot.goodbye, self._driver.goodbye(connection)]
+        words = [*_words(error), slot.goodbye, self._ask(self._driver.goodbye, connection)]
         for each in words:
             if each in _SAID:
                 return _SAID[each], "unknown", True
         limit = limit_of(
-            {**slot.limits, **self.configured}, in_transaction=bool(self._driver.in_transaction(connection))
+            {**slot.limits, **self.configured},
+            in_transaction=bool(self._ask(self._driver.in_transaction, connection)),
         )
         if silence is not None and limit is not None and silence >= limit - max(_MARGIN, _MARGIN_SHARE * limit):
             return "inactivity", "unknown", False
         if _TERMINATED in words:
             return None, "killed", True
-        was_reset = self._driver.was_reset(connection)
+        was_reset = self._ask(self._driver.was_reset, connection)
         if was_reset is None:
             was_reset = _was_reset(error)
         if was_reset is None and _NO_ANSWER in words:
@@ -168,7 +173,7 @@ class Losses:
     def _lives(self, slot: Slot) -> bool:
         record = slot.record()
         connection = None if record is None else record.driver_connection
-        return connection is not None and self._driver.is_lost(connection) is False
+        return connection is not None and self._ask(self._driver.is_lost, connection) is False
 
     def _book(self, loss: Loss, cause: str) -> None:
         ledger = self._ledger

@@ -62,27 +62,33 @@ class HangsError(Exception):
     """The server did not answer in time; the connection cannot be used any more."""
 
 
-def ask_limits(dialect: Dialect, dbapi_connection: Any, seconds: float) -> ServerLimits | None:
+def deadline_for(dialect: Dialect, dbapi_connection: Any, seconds: float) -> Deadline | None:
+    """Return what bounds the wait for an answer, from now on; ``None`` where nothing is asked or no wait is bounded."""
+    if _family(dialect) not in _QUESTIONS:
+        return None
+    fileno = drivers.driver_of(dialect).fileno(dialect.get_driver_connection(dbapi_connection))
+    try:
+        return (
+            None
+            if fileno is None
+            else Deadline(fileno, seconds, asyncio.get_running_loop() if dialect.is_async else None)
+        )
+    except (OSError, RuntimeError):
+        # No descriptor or no thread left.
+        return None
+
+
+def ask_limits(dialect: Dialect, dbapi_connection: Any, deadline: Deadline) -> ServerLimits | None:
     """Ask the server for this session's limits, in one round trip that leaves no transaction and nothing prepared.
 
     Answers ``None`` without a query while a transaction is open that PostgreSQL would fail with the question, and
-    :data:`UNKNOWN` where nothing is known to ask for, where an answer cannot be waited for with a deadline, and for an
-    answer that makes no sense.
+    :data:`UNKNOWN` for an answer that makes no sense.
 
     Raises:
-        HangsError: No answer came within *seconds*, and the connection was shut down.
+        HangsError: No answer came before the *deadline*, and the connection was shut down.
         Exception: The driver's own.
     """
-    question = _QUESTIONS.get(_family(dialect))
-    connection = dialect.get_driver_connection(dbapi_connection)
-    fileno = drivers.driver_of(dialect).fileno(connection)
-    if question is None or fileno is None:
-        return UNKNOWN
-    try:
-        deadline = _Deadline(fileno, seconds, asyncio.get_running_loop() if dialect.is_async else None)
-    except (OSError, RuntimeError):
-        # No descriptor or no thread left.
-        return UNKNOWN
+    question = _QUESTIONS[_family(dialect)]
     row = error = None
     try:
         with deadline:
@@ -231,10 +237,15 @@ def _understood(dialect: Dialect, row: Sequence[Any]) -> ServerLimits:
     return ServerLimits(limits, int(most), mark)
 
 
-class _Deadline:
+class Deadline:
     """Ends a query that takes too long by shutting down the socket, which every driver takes for a lost connection.
 
     It runs from its making to the end of its ``with`` block.
+
+    Args:
+        fileno: The socket.
+        seconds: How long.
+        loop: The event loop that the driver waits in; ``None`` for one that blocks its thread.
 
     Attributes:
         passed: It came to that.

@@ -41,7 +41,6 @@ class Slot:
         arrived: A ``checkout`` event fired and the caller does not have the connection yet.
         fresh: No checkout has been dispatched since the connection was established.
         asked: A checkout of this connection got as far as our listener, and the session's limits were asked for.
-        refused: The limit query found the connection lost in this checkout.
         limits: Seconds of inactivity that the session allows, by source; empty while unknown.
         mark: A number that is lower in sessions opened after a restart of the server; ``None`` if unknown.
         began: A statement was sent, and no COMMIT or ROLLBACK since.
@@ -82,7 +81,6 @@ class Slot:
         "pool",
         "proxy",
         "record",
-        "refused",
         "replaces",
         "retiring",
         "returned",
@@ -99,8 +97,6 @@ class Slot:
         self.dialing: float | None = None
         self.opened: float | None = None
         self.opened_at = 0.0
-        # Outlives the connection that it was noted on: the same checkout opens another.
-        self.refused = False
         self.forget_connection()
 
     def forget_connection(self) -> None:
