@@ -118,7 +118,9 @@ def test_it_shows_a_watched_application_until_ctrl_c_is_pressed_twice(scratch: P
         prometheus = run.await_match(r"^ +Prometheus +(http://127\.0\.0\.1:\d+) ")[1]
         run.await_match(r"^\d\d:\d\d:\d\d .* of 20 s ")
         families = {family.name for family in text_string_to_metric_families(status.scrape(url))}
-        assert families >= {metric.name.removesuffix("_total") for metric in CATALOG if not metric.optional}
+        wanted = {metric.name.removesuffix("_total") for metric in CATALOG if not metric.optional}
+        # Nobody has met a dead connection yet.
+        assert families >= wanted - {"sqlalchemy_pool_shortest_fatal_inactivity_seconds"}
         assert "SQLAlchemyPoolConnectionsNearServerTimeout" in status.scrape(f"{prometheus}/api/v1/rules")
         query = f"{prometheus}/api/v1/query?query=sqlalchemy_pool_checkouts_total"
         assert poll(lambda: '"value"' in status.scrape(query))

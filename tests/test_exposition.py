@@ -13,12 +13,14 @@ from poolwatch import watch
 from poolwatch.catalog import BY_FIELD, CATALOG, PREFIX
 from poolwatch.demo.servers import find
 from poolwatch.snapshot import PoolSnapshot
-from support import fill, use
+from support import fill, until, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from poolwatch.demo.servers import MariaDB
 
     MakeEngine = Callable[..., AsyncEngine]
 
@@ -28,11 +30,18 @@ ROUTES = 30 * 2
 
 
 @pytest.fixture
-async def exposition(make_engine: MakeEngine, registry: CollectorRegistry) -> str:
-    """Return the text of a pool with 15 connections, all metrics on."""
-    engine = make_engine(pool_size=15)
-    watch(engine, name="orders", registry=registry, per_connection=True, inactivity_limit=350)
-    await fill(engine, 15)
+async def exposition(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> str:
+    """Return the text of a pool with 15 connections that has lost one, all metrics on."""
+    engine = make_engine(pool_size=15, pool_pre_ping=True)
+    watched = watch(engine, name="orders", registry=registry, per_connection=True, inactivity_limit=350)
+    first, *_ = await fill(engine, 15)
+    mariadb.kill(first)
+    ledger = watched._ledger
+    await until(
+        lambda: all(ledger.clock() - (each.active or 0) > ledger.survived for each in ledger.slots.values()),
+        "an inactivity that none has survived",
+    )
+    await use(engine)
     return generate_latest(registry).decode()
 
 

@@ -54,7 +54,7 @@ def test_sync_engine(registry: CollectorRegistry, mariadb: MariaDB) -> None:
     watched = watch(engine, registry=registry)
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
-    assert {"wait_timeout": 28800.0} == watched.snapshot().inactivity_limit_seconds
+    assert 28800.0 == watched.snapshot().inactivity_limit_seconds["wait_timeout"]
     leaked = engine.connect()
     del leaked
     gc.collect()

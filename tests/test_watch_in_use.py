@@ -35,9 +35,9 @@ async def test_close_in_the_middle_of_a_checkout(
     watched = watch(engine, registry=registry)
     ask = server.ask_limits
 
-    def close_and_ask(dialect: Any, dbapi: Any) -> server.ServerLimits:
+    def close_and_ask(dialect: Any, dbapi: Any, deadline: server.Deadline) -> server.ServerLimits | None:
         watched.close()
-        return ask(dialect, dbapi)
+        return ask(dialect, dbapi, deadline)
 
     monkeypatch.setattr(server, "ask_limits", close_and_ask)
     assert 1 == await use(engine)

@@ -67,14 +67,10 @@ class Driver:
 
 
 class _MySQL(Driver):
-    # Whether the server's status comes with the rows of a SELECT too.
-    tells_reads = False
-
     def in_transaction(self, connection: Any) -> bool | None:
+        # The rows of a SELECT come without a status; what the session is set to, they do not change.
         status = connection.server_status
-        if status & _IN_TRANSACTION:
-            return True
-        return False if self.tells_reads or status & _AUTOCOMMIT else None
+        return True if status & _IN_TRANSACTION else False if status & _AUTOCOMMIT else None
 
 
 class _Aiomysql(_MySQL):
@@ -101,24 +97,40 @@ class _Aiomysql(_MySQL):
         return None if writer is None else _fileno(writer.transport)
 
 
-class _Asyncmy(_MySQL):
-    """asyncmy 0.2.18: a transport and a protocol of its own."""
-
-    tells_reads = True
+class _Asyncmy(_Aiomysql):
+    """asyncmy 0.2.13 to 0.2.18: a transport and a protocol of its own; until 0.2.12, aiomysql's two streams."""
 
     def is_lost(self, connection: Any) -> bool | None:
+        if not hasattr(connection, "_proto"):
+            return super().is_lost(connection)
         transport, protocol = connection._transport, connection._proto  # noqa: SLF001
         return transport is None or protocol.eof or protocol.exc is not None or _ended(transport)
 
     def goodbye(self, connection: Any) -> int | None:
+        if not hasattr(connection, "_proto"):
+            return super().goodbye(connection)
         protocol = connection._proto  # noqa: SLF001
         return _error_number(protocol.buffer[protocol.pos : protocol.length])
 
     def was_reset(self, connection: Any) -> bool | None:
+        if not hasattr(connection, "_proto"):
+            return super().was_reset(connection)
         protocol = connection._proto  # noqa: SLF001
         return True if protocol.exc is not None else False if protocol.eof else None
 
+    def in_transaction(self, connection: Any) -> bool | None:
+        # After a statement its result has the server's word, of which the connection leaves out a 0.
+        result = connection._result  # noqa: SLF001
+        status = connection.server_status if result is None else result.server_status
+        if status & _IN_TRANSACTION:
+            return True
+        # Of rows the status comes at their end, and only where both sides have agreed to that.
+        told = result is None or (not result.unbuffered_active and getattr(connection, "_deprecate_eof", False))
+        return False if told or connection.server_status & _AUTOCOMMIT else None
+
     def fileno(self, connection: Any) -> int | None:
+        if not hasattr(connection, "_proto"):
+            return super().fileno(connection)
         transport = connection._transport  # noqa: SLF001
         return None if transport is None else _fileno(transport)
 

@@ -36,13 +36,14 @@ class Pings:
         self._errors = dbapi_errors
         self._losses = losses
         self._driver = driver_of(dialect)
+        # Made once: each look at a method makes another object.
+        self._own = self._timed
 
     def attach(self) -> None:
         """Time every ping from now on."""
         # Somebody else's, or none but the class's.
         self._before = vars(self._dialect).get("do_ping")
         self._original = self._dialect.do_ping
-        self._own = self._timed
         self._dialect.do_ping = self._own  # type: ignore[assignment,method-assign]
 
     def detach(self) -> None:
