@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,15 +11,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 from poolwatch import privates, server
-from support import run, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import ConnectionPoolEntry
-
-    from poolwatch.demo.servers import MariaDB
 
 INF = float("inf")
 
@@ -103,52 +95,6 @@ def test_record() -> None:
     assert not privates.condemns_others(record, engine.pool)
     record.starttime -= 61  # type: ignore[attr-defined]
     assert "recycle" == privates.retirement(record)
-
-
-@pytest.mark.anyio
-async def test_death_seen_on_aiomysqls_streams(mariadb: MariaDB, make_engine: Callable[..., AsyncEngine]) -> None:
-    """Aiomysql's streams are where we look: alive before the server closes, dead after, without a query."""
-    engine = make_engine()
-    async with engine.connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        number = await run(connection, "SELECT CONNECTION_ID()")
-        assert isinstance(number, int)
-        assert False is server.is_dead(engine.dialect, driver)
-        mariadb.kill(number)
-        await until(lambda: bool(server.is_dead(engine.dialect, driver)), "the end of the stream")
-        await connection.invalidate()
-
-
-class GoodbyeSaid:
-    """Stands for an aiomysql connection to a MySQL 8 server, which cannot be had here, after its goodbye packet.
-
-    The packet is one of error 4031 with sequence number 0, as MySQL 8.0.24 and later send before they close.
-    """
-
-    def __init__(self) -> None:
-        self._reader = asyncio.StreamReader()
-        self._writer = SimpleNamespace(transport=SimpleNamespace(is_closing=lambda: False))
-
-    def say_goodbye(self) -> None:
-        """Receive the packet and the end of the stream."""
-        message = b"\xff\xbf\x0f#HY000The client was disconnected by the server because of inactivity."
-        self._reader.feed_data(len(message).to_bytes(3, "little") + b"\0" + message)
-        self._reader.feed_eof()
-
-
-@pytest.mark.anyio
-async def test_goodbye_of_mysql_8() -> None:
-    """A packet that nobody asked for is the server's last word, though the end of the stream lies behind it."""
-    dialect, driver = create_async_engine("mysql+aiomysql://127.0.0.1:1/app").dialect, GoodbyeSaid()
-    assert False is server.is_dead(dialect, driver)
-    driver.say_goodbye()
-    assert True is server.is_dead(dialect, driver)
-    assert None is server.is_dead(dialect, None)
-
-
-def test_other_drivers_cannot_tell() -> None:
-    """Unknown is neither alive nor dead."""
-    assert None is server.is_dead(create_engine("sqlite://").dialect, object())
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,9 @@ class Losses:
         if slot.lost:
             return
         slot.lost = True
+        if slot.ended is not None and slot.active is not None and silence is not None:
+            # It may have lain dead for long since.
+            silence = min(silence, slot.ended - slot.active)
         cause, otherwise, said = self._cause(slot, connection, silence, error)
         loss = Loss(phase, cause, otherwise, self._ledger.clock(), silence, said, slot.mark)
         if cause is None and len(self._pending) < _PENDING_AT_MOST:

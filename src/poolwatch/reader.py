@@ -131,6 +131,8 @@ class PoolReader:
         condemned = privates.retirement(record) is not None
         # While a connection is being set up, answers may be on their way.
         if not slot.fresh and self._ask_driver(self._driver.is_dead, record):
+            if slot.ended is None:
+                slot.ended = self._ledger.clock()
             return "dead", condemned
         return "condemned" if condemned else "idle", condemned
 

@@ -47,6 +47,7 @@ class Slot:
         silence: How long the server had not heard from the connection when something was sent last; ``None`` if
             unknown.
         goodbye: The number of the error that lay unread at that moment, if the server had said goodbye.
+        ended: When a reader saw first that its transport had ended.
         lost: It was found lost, and that is booked.
         pings: Pre-ping notices a dead connection with this driver and event loop.
         proxy: What the caller of the last checkout holds, weakly; dead when the garbage collector gives it back.
@@ -66,6 +67,7 @@ class Slot:
         "began",
         "dialing",
         "dropped",
+        "ended",
         "failed",
         "fate",
         "fresh",
@@ -112,6 +114,7 @@ class Slot:
         self.began = False
         self.silence: float | None = None
         self.goodbye: int | None = None
+        self.ended: float | None = None
         self.lost = False
         self.pings = True
         self.proxy: Callable[[], object] = _nobody
