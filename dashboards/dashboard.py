@@ -1,6 +1,7 @@
 """The dashboard around its panels: variables, time range, and what an import needs."""
 
 from lifetime import LIFETIME
+from losses import LOSSES
 from model import DATASOURCE, KINDS, Json, Row, layout
 from panels import NOW, PRESSURE
 from promql import name
@@ -8,7 +9,7 @@ from timeouts import TIMEOUTS
 
 # Never to be changed: alerts and other dashboards link to it, and an import replaces what has it.
 UID = "sqlalchemy-pool"
-ROWS = (NOW, PRESSURE, TIMEOUTS, LIFETIME)
+ROWS = (NOW, PRESSURE, TIMEOUTS, LOSSES, LIFETIME)
 # Every scrape sets job and instance. `.*` for the others also selects series without the label.
 ALL_VALUES = {"cluster": ".*", "namespace": ".*", "job": ".+", "instance": ".+", "pool": ".+"}
 
@@ -85,8 +86,8 @@ def build() -> Json:
         "title": "SQLAlchemy connection pools",
         "description": (
             "Who waits for a connection, how full the pools are, which connections the server will"
-            " close next and whether anything protects them, how old connections get and why they"
-            " are replaced."
+            " close next and whether anything protects them, which were lost, why, and who noticed,"
+            " how old connections get and why they are replaced."
         ),
         "tags": ["sqlalchemy", "connection-pool", "generated"],
         "schemaVersion": 39,

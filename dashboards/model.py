@@ -18,6 +18,7 @@ KINDS = {"stat": "Stat", "table": "Table", "timeseries": "Time series"}
 COLUMNS = 24
 
 NO_STEPS: Steps = ((None, "text"),)
+PLAIN: Json = {"mode": "none", "group": "A"}
 LINE: Json = {
     "drawStyle": "line",
     "lineWidth": 1,
@@ -25,7 +26,7 @@ LINE: Json = {
     "showPoints": "auto",
     "pointSize": 4,
     "spanNulls": False,
-    "stacking": {"mode": "none", "group": "A"},
+    "stacking": PLAIN,
     "scaleDistribution": {"type": "linear"},
     "thresholdsStyle": {"mode": "off"},
     "axisSoftMin": 0,
@@ -122,14 +123,13 @@ def fixed(field_name: str, colour: str, **properties: object) -> Json:
 
 def dashed(field_name: str, **properties: object) -> Json:
     """Return an override for limits and settings: a dashed line, neither stacked nor filled."""
-    plain: Json = {"mode": "none", "group": "A"}
     return override(
         field_name,
         custom__drawStyle="line",
         custom__lineWidth=1,
         custom__lineStyle={"fill": "dash", "dash": [8, 6]},
         custom__fillOpacity=0,
-        custom__stacking=plain,
+        custom__stacking=PLAIN,
         **properties,
     )
 

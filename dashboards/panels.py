@@ -19,15 +19,17 @@ from model import (
 from promql import (
     AT_RISK,
     HELD_AT_RISK,
+    MET,
     POOL,
     PROCESS,
-    age,
+    UNPROTECTED_DEAD,
     closed,
     finite,
     fullness,
     left,
     of,
     per_minute,
+    protected_dead,
     quantile,
     share_left,
     total,
@@ -71,7 +73,7 @@ NOW = Row(
                 " pool or a slow database."
             ),
             unit="short",
-            width=4,
+            width=3,
             queries=(Query(expr=total("pending_checkouts"), legend="waiting"),),
             steps=((None, "green"), (1, "orange")),
             options=SPARKLINE,
@@ -84,11 +86,27 @@ NOW = Row(
                 " in 1000, red from 1 in 100. The reasons are below."
             ),
             unit="percentunit",
-            width=4,
+            width=3,
             queries=(Query(expr=f"{FAILED} / ({HANDED_OUT} + {FAILED} > 0)", legend="failed"),),
             steps=((None, "green"), (0.001, "orange"), (0.01, "red")),
             defaults={"noValue": "no checkouts"},
             options=SPARKLINE,
+        ),
+        Panel(
+            kind="stat",
+            title="Losses users met",
+            question=(
+                "Did anyone get a lost connection? Statements and checkouts that failed because the"
+                " server or the network had closed the connection, in the time shown. When, why, and"
+                " how many were found in time stands below."
+            ),
+            unit="short",
+            width=3,
+            queries=(
+                Query(expr=f"sum(increase({of('disconnects_total', MET)}[$__range]))", legend="met", instant=True),
+            ),
+            steps=((None, "green"), (0.5, "red")),
+            defaults={"decimals": 0},
         ),
         Panel(
             kind="stat",
@@ -125,15 +143,15 @@ NOW = Row(
         ),
         Panel(
             kind="stat",
-            title="At risk of a server close",
+            title="About to be closed",
             question=(
-                "How many connections are within 10% of their inactivity limit, past it, or closed"
-                " by the server already, with nothing to replace them? idle: the next request that"
-                " takes one fails; the alert counts these. held: a caller keeps one without using"
-                " it, and its next statement fails; only a shorter hold helps."
+                "How many connections have less than 10% of their inactivity limit left, or are past"
+                " it, with nothing to replace them? idle: a request that takes one after the limit"
+                " fails; an alert counts these. held: a caller keeps one without using it, and its"
+                " next statement fails; only a shorter hold helps."
             ),
             unit="short",
-            width=4,
+            width=3,
             queries=(
                 Query(expr=total("timeout_risk_connections", AT_RISK), legend="idle", instant=True),
                 Query(
@@ -147,13 +165,21 @@ NOW = Row(
         ),
         Panel(
             kind="stat",
-            title="Oldest connection",
-            question=("How old is the oldest open connection, and where is it? No age is bad in itself."),
-            unit="s",
+            title="Dead in the pool",
+            question=(
+                "How many connections lie in the pools although the server or the network has closed"
+                " them? unprotected: the next request that gets one fails; an alert counts these."
+                " protected: pre-ping, recycling, the guard or an invalidation replaces it first."
+            ),
+            unit="short",
             width=4,
-            queries=(_worst(age("oldest_connection_timestamp_seconds")),),
-            defaults={"noValue": "none open"},
-            options=NAMED,
+            queries=(
+                Query(expr=total("timeout_risk_connections", UNPROTECTED_DEAD), legend="unprotected", instant=True),
+                Query(expr=protected_dead(), legend="protected", instant=True),
+            ),
+            steps=((None, "green"), (1, "red")),
+            options=NAMED | {"orientation": "horizontal"},
+            overrides=(override("protected", thresholds=thresholds(((None, "green"), (1, "purple")))),),
         ),
     ),
 )

@@ -13,8 +13,14 @@ NEXT = f"{PROCESS}, state, protected"
 
 # Idle only. A held connection is cut as well, but neither pre-ping nor recycling can help it, and
 # one that is busy with a long statement looks just as silent although it is not.
-AT_RISK = 'state="idle", risk=~"imminent|expired|dead"'
-HELD_AT_RISK = 'state="checked_out", risk=~"imminent|expired|dead"'
+AT_RISK = 'state="idle", risk=~"imminent|expired"'
+HELD_AT_RISK = 'state="checked_out", risk=~"imminent|expired"'
+# What lies in the pool, closed already, and what of it the next checkout hands out all the same.
+DEAD = 'state="dead"'
+UNPROTECTED_DEAD = 'state="idle", risk="dead"'
+# What a loss was to users: a failed statement or checkout, or nothing.
+MET = 'phase=~"in_use|ping_failed"'
+FOUND_IN_TIME = 'phase=~"pre_ping|guard|return"'
 # The limits of a connection that is in no transaction; others may be shorter, but do not apply.
 IDLE_SOURCES = 'source=~"wait_timeout|idle_session_timeout|configured"'
 
@@ -56,20 +62,36 @@ def left(*matchers: str) -> str:
     return f"{finite(of('next_deadline_timestamp_seconds', *matchers))} - time()"
 
 
+def mean(seconds: str, count: str, by: str = POOL) -> str:
+    """Return what the counter *seconds* rises by for each of *count*; nothing (not NaN) where nothing happened."""
+    rates = [f"sum by ({by}) (rate({of(counter)}[$__rate_interval]))" for counter in (seconds, count)]
+    return f"{rates[0]} / ({rates[1]} > 0)"
+
+
+def idle_limit() -> str:
+    """Return the idle limit of each process; nothing where there is none or none is known."""
+    return finite(f"min without (source) ({of('inactivity_limit_seconds', IDLE_SOURCES)})")
+
+
 def share_left(protected: str) -> str:
     """Return what `left` is of the idle limit of the same process, for its idle connections.
 
     Held ones have no share: in a transaction a shorter limit may apply than the one divided by.
     """
     numerator = left('state="idle"', f'protected="{protected}"')
-    limit = finite(f"min without (source) ({of('inactivity_limit_seconds', IDLE_SOURCES)})")
-    return f"({numerator}) / ignoring (state, protected) group_left () {limit}"
+    return f"({numerator}) / ignoring (state, protected) group_left () {idle_limit()}"
 
 
 def closed() -> str:
     """Return 0 for each process with an idle connection that is closed already, with nothing to replace it."""
-    dead = of("timeout_risk_connections", 'state="idle"', 'risk="dead"')
-    return f"({dead} > 0) * 0"
+    return f"({of('timeout_risk_connections', UNPROTECTED_DEAD)} > 0) * 0"
+
+
+def protected_dead(by: str = "") -> str:
+    """Return how many connections are closed already, but replaced before a request gets one."""
+    grouped = f"sum by ({by})" if by else "sum"
+    unprotected = of("timeout_risk_connections", UNPROTECTED_DEAD)
+    return f"{grouped} ({of('connections', DEAD)}) - {grouped} ({unprotected})"
 
 
 def age(family: str) -> str:

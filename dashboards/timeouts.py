@@ -16,7 +16,7 @@ from model import (
     thresholds,
 )
 from panels import LEGEND, RUNNING_OUT, percentiles
-from promql import NEXT, POOL, finite, left, of, share_left
+from promql import NEXT, POOL, finite, left, of, protected_dead, share_left
 
 # From the worst class to the best: in a stack the first lies on the axis, where even one is seen.
 RISKS = {
@@ -25,6 +25,7 @@ RISKS = {
     "imminent": "orange",
     "soon": "yellow",
     "unknown": "#8e8e8e",
+    "dead, protected": "dark-purple",
     "protected": "blue",
     "safe": "green",
 }
@@ -41,8 +42,13 @@ COLUMNS = {
 }
 
 
-def _risk(value: str) -> str:
-    return f'risk="{value}"'
+def _in_class(risk: str) -> str:
+    closed = protected_dead(by=POOL)
+    if risk == "dead, protected":
+        return closed
+    members = of("timeout_risk_connections", f'risk="{risk}"')
+    of_class = f"sum by ({POOL}) ({members})"
+    return f"{of_class} - ({closed})" if risk == "protected" else of_class
 
 
 def _nearest(protected: str) -> Query:
@@ -141,13 +147,15 @@ TIMEOUTS = Row(
                 "How many are at risk? Every connection, idle or held, is in one class. safe: more"
                 " than a quarter of its limit left, or no limit. protected: less, but it is"
                 " replaced before anyone gets it. soon: a quarter or less. imminent: a tenth or"
-                " less. expired: past the limit. dead: closed already. unknown: no limit read."
+                " less. expired: past the limit. dead: closed already, and the next request that"
+                " gets it fails. dead, protected: closed, but replaced first. unknown: no limit"
+                " read."
             ),
             unit="short",
             width=5,
             queries=tuple(
                 Query(
-                    expr=f"sum by ({POOL}) ({of('timeout_risk_connections', _risk(risk))})",
+                    expr=_in_class(risk),
                     legend=f"{risk} {LEGEND}",
                 )
                 for risk in RISKS

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import re
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -17,10 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from panels_support import DASHBOARDS, TARGETS
+from panels_support import TARGETS, hurried
 from poolwatch import PoolWatchMiddleware, watch
 from poolwatch.catalog import PREFIX
 from poolwatch.demo.servers import MariaDB, Prometheus, free_port, poll
+from proxies import Proxy
+from rules import ALERTS, render
 from support import served
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ class Pool:
         name: The value of its label.
         wait_timeout: Seconds after which the server closes its connections, set in each session.
         reachable: The server's address is right.
+        proxied: Its connections go through a proxy of its own.
         watching: Further arguments of ``watch()``.
         options: Arguments of ``create_async_engine()``.
     """
@@ -53,6 +58,7 @@ class Pool:
     name: str
     wait_timeout: int = 1000
     reachable: bool = True
+    proxied: bool = False
     watching: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,11 +74,17 @@ class Stage:
         self._engines: dict[Pool, AsyncEngine] = {}
         self._watches: dict[Pool, Watch] = {}
         self._taken: list[AsyncConnection] = []
+        self._stack = ExitStack()
+        self.proxies: dict[Pool, Proxy] = {}
 
     def open(self, pool: Pool) -> None:
         """Make the engine of *pool* and watch it."""
-        url = self.mariadb.url() if pool.reachable else f"mysql+aiomysql://app:app@127.0.0.1:{free_port()}/app"
-        engine = self._engines[pool] = create_async_engine(url, **pool.options)
+        port = self.mariadb.port if pool.reachable else free_port()
+        if pool.proxied:
+            self.proxies[pool] = self._stack.enter_context(Proxy(self.mariadb))
+            port = self.proxies[pool].port
+        engine = create_async_engine(f"mysql+aiomysql://app:app@127.0.0.1:{port}/app", **pool.options)
+        self._engines[pool] = engine
 
         @event.listens_for(engine.sync_engine, "connect")
         def limit(dbapi: Any, _record: object) -> None:
@@ -91,6 +103,7 @@ class Stage:
         self._engines.clear()
         self._taken.clear()
         self._portal.call(gc.collect)
+        self._stack.close()
 
     def attach(self, prometheus: Prometheus, instance: str) -> None:
         """Ask *prometheus*, which scrapes *instance*, from now on; returns when it has seen every pool."""
@@ -155,6 +168,9 @@ class Stage:
         """Let *seconds* pass for the connections of *pool*, in the library's books and in SQLAlchemy's."""
 
         def pass_time() -> None:
+            inside: Any = self._engines[pool].pool
+            # What was opened after the pool was invalidated stays younger than that.
+            inside._invalidate_time -= seconds
             for slot in self._watches[pool]._ledger.slots.values():
                 slot.opened_at -= seconds
                 record: Any = slot.record()
@@ -170,7 +186,7 @@ class Stage:
         """Return the library's own view."""
         return self._portal.call(self._watches[pool].snapshot)
 
-    # What the panels show
+    # What the panels and the alerts show
 
     def scraped(self) -> None:
         """Return when Prometheus has scraped everything once more."""
@@ -191,6 +207,7 @@ class Stage:
             "instance": ".+",
             "pool": f"({names})" if pools else ".+",
             "__rate_interval": f"{RATE_MINUTES}m",
+            "__range": f"{RATE_MINUTES}m",
         }
         target = TARGETS[panel]
         shown = self._rows(around.format(re.sub(r"\$(\w+)", lambda found: values[found[1]], target["expr"])))
@@ -222,6 +239,11 @@ class Stage:
         # What happened once in the whole window is the least that can have happened.
         assert all(value == 0 or value * RATE_MINUTES >= 1 for value in shown.values())
         return {key for key, value in shown.items() if value != 0}
+
+    def firing(self, alert: str, *labels: str) -> set[str]:
+        """Return the values of *labels* with which *alert* fires, joined."""
+        rows = self._rows(f'ALERTS{{alertname="{alert}", alertstate="firing"}}')
+        return {" ".join(values[label] for label in labels) for values, _ in rows}
 
     def raw(self, family: str, pool: Pool) -> dict[str, float]:
         """Return the values of *family* that are not 0, as scraped."""
@@ -265,6 +287,7 @@ def staged(mariadb: MariaDB, pools: Sequence[Pool]) -> Iterator[Stage]:
             portal.call(stage.open, pool)
         stack.enter_context(served(portal, app, port))
         instance = f"127.0.0.1:{port}"
-        rules = (DASHBOARDS / "alerts.yml",)
-        stage.attach(stack.enter_context(Prometheus({JOB: instance}, rules=rules)), instance)
+        rules = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "alerts.yml"
+        rules.write_text(render([hurried(alert) for alert in ALERTS]))
+        stage.attach(stack.enter_context(Prometheus({JOB: instance}, rules=(rules,))), instance)
         yield stage

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from poolwatch.demo.servers import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
     from panels_stage import Stage
     from poolwatch.histogram import HistogramSnapshot
+    from rules import Alert
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
 DASHBOARD: dict[str, Any] = json.loads((DASHBOARDS / "sqlalchemy-pool.json").read_text(encoding="utf-8"))
@@ -24,8 +29,14 @@ TARGETS: dict[str, dict[str, Any]] = {
     f"{panel['title']} {target['refId']}": target for panel in PANELS for target in panel.get("targets", ())
 }
 
-# The queries on inactivity limits; they are tested in a module of their own.
-LIMITS = {panel for panel, target in TARGETS.items() if re.search("deadline|_risk_|_limit_seconds", target["expr"])}
+
+def _on(families: str) -> set[str]:
+    return {panel for panel, target in TARGETS.items() if re.search(families, target["expr"])}
+
+
+# The queries on lost connections, and those on inactivity limits; they are tested in modules of their own.
+LOSSES = _on("disconnects|_inactivity_seconds|pre_ping") | {"Silence survived, and fatal D"}
+LIMITS = _on("deadline|_risk_|_limit_seconds") - LOSSES
 
 # The two clocks are read one after the other, and Prometheus keeps milliseconds.
 CLOCKS = 0.05
@@ -62,9 +73,25 @@ def shows(*panels: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return declare
 
 
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run Prometheus's own checker; a machine without it fails."""
+    command = [find("promtool", "prometheus"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def declared(module: ModuleType) -> set[str]:
     """Return the queries that the tests of *module* declare."""
     return {panel for each in vars(module).values() for panel in getattr(each, "shown", ())}
+
+
+def hurried(alert: Alert) -> Alert:
+    """Return *alert* with a sixtieth of every duration: an hour of its passes in a minute."""
+    milliseconds = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+    def sooner(text: str) -> str:
+        return re.sub(r"\b(\d+)([smhd])\b", lambda found: f"{int(found[1]) * milliseconds[found[2]] // 60}ms", text)
+
+    return replace(alert, expr=sooner(alert.expr), lasting=sooner(alert.lasting))
 
 
 def during(act: Callable[..., object], *arguments: object) -> Span:

@@ -9,10 +9,9 @@ import pytest
 from panels_stage import PATIENCE, Pool, Stage, pools_of, staged
 from panels_support import LIMITS, TARGETS, Span, declared, during, shows
 from poolwatch.demo.servers import poll
-from rules import ALERTS, Alert
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from poolwatch.demo.servers import MariaDB
 
@@ -111,8 +110,8 @@ SAFE = Pool("safe")
 
 
 @shows(
-    *(f"Connections by timeout risk {letter}" for letter in "ABCDEFG"),
-    *(f"At risk of a server close {letter}" for letter in "AB"),
+    *(f"Connections by timeout risk {letter}" for letter in "ABCDEFGH"),
+    *(f"About to be closed {letter}" for letter in "AB"),
     "Idle time at checkout, and limits B",
 )
 def test_risk_classes(stage: Stage) -> None:
@@ -125,8 +124,9 @@ def test_risk_classes(stage: Stage) -> None:
         "C": ("imminent", [NEAR, HELD_NEAR]),
         "D": ("soon", [SOON, HELD_SOON]),
         "E": ("unknown", [UNREAD]),
-        "F": ("protected", [PINGED, NEAR_PINGED]),
-        "G": ("safe", [SAFE]),
+        "F": ("dead, protected", [PINGED]),
+        "G": ("protected", [NEAR_PINGED]),
+        "H": ("safe", [SAFE]),
     }
     pools = [pool for _, members in classes.values() for pool in members]
     for letter, (name, members) in classes.items():
@@ -134,9 +134,9 @@ def test_risk_classes(stage: Stage) -> None:
         assert TARGETS[panel]["legendFormat"].startswith(f"{name} ")
         expected = {pool.name: (3 if pool is HELD_NEAR else 1) * (pool in members) for pool in pools}
         assert expected == stage.until(expected, panel, *pools), name
-    assert {"": 3} == stage.ask("At risk of a server close A", *pools)
-    assert {"": 4} == stage.ask("At risk of a server close B", *pools)
-    assert {"": 0} == stage.ask("At risk of a server close A", PINGED, NEAR_PINGED, SOON, SAFE, UNREAD, HELD)
+    assert {"": 2} == stage.ask("About to be closed A", *pools)
+    assert {"": 4} == stage.ask("About to be closed B", *pools)
+    assert {"": 0} == stage.ask("About to be closed A", BARE, PINGED, NEAR_PINGED, SOON, SAFE, UNREAD, HELD)
     limits = {"expired configured": 0.5, "expired wait_timeout": 1000, "safe wait_timeout": 1000}
     assert limits == stage.ask("Idle time at checkout, and limits B", EXPIRED, SAFE, UNREAD)
 
@@ -144,7 +144,7 @@ def test_risk_classes(stage: Stage) -> None:
 @shows(
     "Next unprotected close in A",
     "Connections by timeout risk A",
-    "Connections by timeout risk G",
+    "Connections by timeout risk H",
 )
 def test_the_server_keeps_the_moment_shown(stage: Stage, used: dict[Pool, Span]) -> None:
     """Protects the trust in the countdown: the server closes then, and not before, without a query from us."""
@@ -154,7 +154,7 @@ def test_the_server_keeps_the_moment_shown(stage: Stage, used: dict[Pool, Span])
     for extreme in ("min", "max"):
         around = f"{extreme}_over_time(((({{}}) != 0) + time())[10m:500ms])"
         assert deadline.holds(stage.one("Next unprotected close in A", DOOMED, around=around))
-    safe = stage.one("Connections by timeout risk G", DOOMED, around="max_over_time(({})[10m:500ms])")
+    safe = stage.one("Connections by timeout risk H", DOOMED, around="max_over_time(({})[10m:500ms])")
     assert 1 == safe
     # Another sample, since the step of what follows may end before the last one.
     stage.scraped()
@@ -162,15 +162,34 @@ def test_the_server_keeps_the_moment_shown(stage: Stage, used: dict[Pool, Span])
     assert deadline.begin <= stage.one("Connections by timeout risk A", DOOMED, around=seen)
 
 
-@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.title)
-def test_the_alert(stage: Stage, alert: Alert) -> None:
-    """Protects sleep: it fires for what is near its limit, past it or closed, and not where pre-ping is on."""
+HALF_DEAD = Pool("half_dead")
 
-    def firing() -> set[str]:
-        query = f'ALERTS{{alertname="{alert.title}", alertstate="firing"}}'
-        return {labels["pool"] for labels, _ in stage.prometheus.query(query)}
 
-    loud = {pool.name for pool in (NEAR, EXPIRED, BARE)}
-    poll(lambda: loud <= firing(), seconds=PATIENCE)
-    quiet = {pool.name for pool in (NEAR_PINGED, PINGED, SOON, HELD, HELD_NEAR, SAFE)}
-    assert loud == firing() & (loud | quiet)
+@shows(*(f"Dead in the pool {letter}" for letter in "AB"))
+def test_dead_connections(stage: Stage) -> None:
+    """Protects the warning in time: what lies dead shows before anyone meets it, and apart where it is replaced."""
+    first, _ = stage.use(HALF_DEAD, 2)
+    stage.mariadb.kill(first)
+    for pools, unprotected, protected in (([HALF_DEAD], 1, 0), ([PINGED], 0, 1), ([HALF_DEAD, BARE, PINGED], 2, 1)):
+        assert {"": unprotected} == stage.until({"": unprotected}, "Dead in the pool A", *pools)
+        assert {"": protected} == stage.until({"": protected}, "Dead in the pool B", *pools)
+    assert {"": 0} == stage.ask("Dead in the pool A", NEAR, EXPIRED, HELD, SAFE)
+    assert {"": 0} == stage.ask("Dead in the pool B", NEAR, EXPIRED, HELD, SAFE)
+
+
+def test_the_alert(stage: Stage) -> None:
+    """Protects sleep: it fires for what is near its limit or past it, not where pre-ping is on nor for what is dead."""
+    loud, quiet = (NEAR, EXPIRED), (NEAR_PINGED, PINGED, SOON, HELD, HELD_NEAR, SAFE, BARE)
+    assert_alert(stage, "SQLAlchemyPoolConnectionsNearServerTimeout", loud, quiet)
+
+
+def test_the_alert_on_dead_connections(stage: Stage) -> None:
+    """Protects the next request: it fires for what was closed and will be handed out, and not where pre-ping is on."""
+    assert_alert(stage, "SQLAlchemyPoolDeadConnections", [BARE], (PINGED, NEAR, EXPIRED, HELD, SAFE))
+
+
+def assert_alert(stage: Stage, alert: str, loud: Sequence[Pool], quiet: Sequence[Pool]) -> None:
+    """Assert that *alert* comes to fire for *loud* pools and does not for *quiet* ones."""
+    expected = {pool.name for pool in loud}
+    poll(lambda: expected <= stage.firing(alert, "pool"), seconds=PATIENCE)
+    assert expected == stage.firing(alert, "pool") & {pool.name for pool in (*loud, *quiet)}
