@@ -21,7 +21,7 @@ demo: venv ## a watched application on a throw-away MariaDB; Ctrl-C ends it
 	@$(BIN)/python -m poolwatch.demo
 
 test: venv venv-oldest ## the whole suite, then again on the oldest dependencies allowed
-	@.ci/debian $(DATABASE) postgresql prometheus
+	@.ci/debian $(DATABASE) postgresql pgbouncer prometheus
 	.venv-oldest/bin/python -m pytest $(PARALLEL) -m 'not tooling'
 	$(BIN)/python -m pytest $(PARALLEL)
 

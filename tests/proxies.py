@@ -148,6 +148,27 @@ class Proxy:
             sink.write(data)
 
 
+class Eavesdropper(Proxy):
+    """Knows questions for limits when it sees them, and may answer them itself.
+
+    Attributes:
+        questions: How many there were.
+        answer: What the next one is answered with instead of what the server says, once; ``None`` for that.
+    """
+
+    questions = 0
+    answer: bytes | None = None
+    _asking: _Pair | None = None
+
+    def _forward(self, data: bytes, sink: asyncio.StreamWriter, pair: _Pair) -> None:
+        if sink is pair.server and b"max_connections" in data:
+            self.questions += 1
+            self._asking = pair if self.answer is not None else None
+        elif sink is pair.client and pair is self._asking:
+            data, self.answer, self._asking = self.answer or b"", None, None
+        super()._forward(data, sink, pair)
+
+
 def _abort(writer: asyncio.StreamWriter) -> None:
     if not writer.transport.is_closing():
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

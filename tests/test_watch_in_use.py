@@ -72,13 +72,13 @@ async def test_watched_again_while_a_caller_stands_in_our_listener(
     watched = [watch(engine, registry=registry)]
     ask = server.ask_limits
 
-    def change_and_ask(dialect: Any, dbapi: Any) -> server.ServerLimits:
+    def change_and_ask(dialect: Any, dbapi: Any, deadline: server.Deadline) -> server.ServerLimits | None:
         monkeypatch.setattr(server, "ask_limits", ask)
         for _ in range(2):
             watched[-1].close()
             watched.append(watch(engine, registry=registry))
             assert 0 == watched[-1].snapshot().connects_total
-        return ask(dialect, dbapi)
+        return ask(dialect, dbapi, deadline)
 
     monkeypatch.setattr(server, "ask_limits", change_and_ask)
     assert 1 == await use(engine)

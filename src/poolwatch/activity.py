@@ -71,28 +71,37 @@ class ActivityListeners:
         if slot is not None and self._is_sent(connection) and not self._is_quiet(connection):
             self._end_transaction(slot, connection)
 
-    def on_reset(self, _dbapi: DBAPIConnection, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
-        """Note the pool's own ROLLBACK, which is about to be sent if the driver is in a transaction."""
+    def on_reset(self, dbapi: DBAPIConnection, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
+        """Note the pool's own ROLLBACK, which is about to be sent unless driver or dialect see no need for one."""
         if record is None or state.transaction_was_reset or not (self._resets and state.asyncio_safe):
             return
         slot: Slot | None = None if record.record_info is None else record.record_info.get(self._ledger.key)
-        if slot is not None and self._driver.in_transaction(record.driver_connection):
+        if slot is not None and self._is_reset_sent(dbapi, record.driver_connection):
             slot.active = self._clock()
 
     def _sending(self, slot: Slot, connection: Connection) -> None:
-        active = slot.active
-        slot.silence = None if active is None else self._clock() - active
+        active, now = slot.active, self._clock()
+        slot.silence = None if active is None else now - active
+        if slot.ended is None:
+            # Also if the statement fails, of which no event of a cursor's tells.
+            slot.active = now
         slot.goodbye = None
         if slot.silence is not None and slot.silence >= _LONG:
             slot.goodbye = self._driver.goodbye(connection.connection.driver_connection)
 
     def _end_transaction(self, slot: Slot, connection: Connection) -> None:
         self._sending(slot, connection)
-        slot.active = self._clock()
         slot.failed = slot.began = False
 
     def _is_sent(self, connection: Connection) -> bool:
         return self._driver.always_sends or bool(self._driver.in_transaction(connection.connection.driver_connection))
+
+    def _is_reset_sent(self, dbapi: Any, connection: Any) -> bool:
+        if self._skips_rollback and self._dialect.detect_autocommit_setting(dbapi):
+            return False
+        sends = self._driver.always_sends or self._driver.in_transaction(connection)
+        # Of one that was lost nothing is heard, and how long it had been silent is still to be told.
+        return bool(sends) and not self._driver.is_lost(connection)
 
     def _is_quiet(self, connection: Connection) -> bool:
         dbapi: Any = connection.connection.dbapi_connection

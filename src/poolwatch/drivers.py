@@ -147,12 +147,12 @@ class _PyMySQL(_MySQL):
         # Under TLS what lies there is no packet; of a reset there is nothing, and looking would take the error away.
         if own is None or isinstance(own, ssl.SSLSocket) or _poll(own.fileno(), select.POLLIN) != select.POLLIN:
             return None
-        # Another thread may take the connection, and what lies there, at this moment.
-        with socket.socket(fileno=os.dup(own.fileno())) as look:
-            try:
+        # Another thread may take the connection, and what lies there, or close it at this moment.
+        try:
+            with socket.socket(fileno=os.dup(own.fileno())) as look:
                 return _error_number(look.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-            except OSError:
-                return None
+        except OSError:
+            return None
 
     def fileno(self, connection: Any) -> int | None:
         own = connection._sock  # noqa: SLF001
@@ -250,11 +250,14 @@ def _fileno(transport: Any) -> int:
 def _socket_ended(fileno: int) -> bool | None:
     if not _CLOSED:
         return None
-    return fileno < 0 or bool(_poll(fileno, _CLOSED))
+    return bool(_poll(fileno, _CLOSED))
 
 
 def _poll(fileno: int, events: int) -> int:
     """Return which of *events*, or of the errors that are always reported, have happened on a socket; 0 for none."""
+    if fileno < 0:
+        # It was closed, in another thread perhaps.
+        return select.POLLNVAL
     poll = select.poll()
     poll.register(fileno, events)
     return sum(happened for _, happened in poll.poll(0))

@@ -37,6 +37,9 @@ _POSTGRESQL = (
 )
 _SOURCES = ("idle_session_timeout", "idle_in_transaction_session_timeout")
 
+# Of MySQL's drivers: https://dev.mysql.com/doc/mysql-errors/8.0/en/client-error-reference.html
+_CLIENT_ERRORS = range(2000, 3000)
+
 _PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
 
@@ -60,6 +63,10 @@ UNKNOWN = ServerLimits({}, None, None)
 
 class HangsError(Exception):
     """The server did not answer in time; the connection cannot be used any more."""
+
+
+class OutOfStepError(Exception):
+    """More came than the answer; what is sent next on the connection would be answered with it."""
 
 
 def deadline_for(dialect: Dialect, dbapi_connection: Any, seconds: float) -> Deadline | None:
@@ -86,6 +93,7 @@ def ask_limits(dialect: Dialect, dbapi_connection: Any, deadline: Deadline) -> S
 
     Raises:
         HangsError: No answer came before the *deadline*, and the connection was shut down.
+        OutOfStepError: Something was left of the answer, or a transaction is said to be open.
         Exception: The driver's own.
     """
     question = _QUESTIONS[_family(dialect)]
@@ -99,8 +107,12 @@ def ask_limits(dialect: Dialect, dbapi_connection: Any, deadline: Deadline) -> S
         raise HangsError from error
     if error is not None:
         raise error
+    if row is None:
+        return None
+    if _is_out_of_step(dialect, dialect.get_driver_connection(dbapi_connection)):
+        raise OutOfStepError
     try:
-        return None if row is None else _understood(dialect, row)
+        return _understood(dialect, row)
     except (TypeError, ValueError, ArithmeticError):
         return UNKNOWN
 
@@ -114,10 +126,13 @@ def was_refused(
     """
     if drivers.driver_of(dialect).is_lost(dialect.get_driver_connection(dbapi_connection)):
         return False
-    if isinstance(error, dbapi_errors):
-        return not dialect.is_disconnect(error, dbapi_connection, None)  # type: ignore[arg-type]
-    # asyncpg's own, which its dialect does not translate here.
-    return isinstance(getattr(error, "sqlstate", None), str)
+    if isinstance(error, dbapi_errors) and dialect.is_disconnect(error, dbapi_connection, None):  # type: ignore[arg-type]
+        return False
+    # What came may be left half read by a driver that can make no sense of it; errors of the server's have numbers.
+    if dialect.name == "postgresql":
+        return isinstance(getattr(error, "sqlstate", None), str)
+    number = error.args[0] if isinstance(error, dbapi_errors) and error.args else None
+    return isinstance(number, int) and number not in _CLIENT_ERRORS
 
 
 def limit_of(limits: Mapping[str, float], *, in_transaction: bool) -> float | None:
@@ -215,6 +230,17 @@ _QUESTIONS: dict[str, Callable[[Any, Any], Sequence[Any] | None]] = {
     "postgresql+psycopg": _ask_psycopg,
     "postgresql+psycopg+async": _ask_psycopg_async,
 }
+
+
+def _is_out_of_step(dialect: Dialect, connection: Any) -> bool:
+    driver = drivers.driver_of(dialect)
+    try:
+        # On PostgreSQL nobody is asked in a transaction.
+        is_open = dialect.name == "postgresql" and bool(driver.in_transaction(connection))
+        return is_open or driver.goodbye(connection) is not None
+    except Exception:  # noqa: BLE001
+        # The driver has changed, which a reader will say; the answer is as good as any.
+        return False
 
 
 def _understood(dialect: Dialect, row: Sequence[Any]) -> ServerLimits:
