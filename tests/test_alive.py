@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tls"]
 
+pytestmark = pytest.mark.once
+
 CHECKOUTS = 10_000
 
 

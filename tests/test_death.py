@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from variants import TlsServer, Variant, WatchedPool
 
 pytest_plugins = ["tls"]
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 ASYNC = [each for each in VARIANTS if not each.sync]
 

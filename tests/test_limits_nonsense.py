@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     MakeClient = Callable[..., Client]
 
 pytest_plugins = ["sessions"]
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 MYSQL = [each for each in VARIANTS if each.driver.mysql and not each.tls]
 POSTGRESQL = [each for each in VARIANTS if not each.driver.mysql and not each.tls]

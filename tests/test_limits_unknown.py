@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     MakeClient = Callable[..., Client]
 
 pytest_plugins = ["sessions"]
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 PLAIN = [each for each in VARIANTS if not each.tls]
 MYSQL = [each for each in PLAIN if each.driver.mysql]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     MakeClient = Callable[..., Client]
 
 pytest_plugins = ["sessions"]
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 POSTGRESQL = [each for each in VARIANTS if not each.driver.mysql and not each.tls]
 CLIENTS, SESSIONS = 5, 2
