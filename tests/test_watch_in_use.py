@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from poolwatch.deadline import Deadline
     from poolwatch.demo.servers import MariaDB
 
     MakeEngine = Callable[..., AsyncEngine]
@@ -35,7 +36,7 @@ async def test_close_in_the_middle_of_a_checkout(
     watched = watch(engine, registry=registry)
     ask = server.ask_limits
 
-    def close_and_ask(dialect: Any, dbapi: Any, deadline: server.Deadline) -> server.ServerLimits | None:
+    def close_and_ask(dialect: Any, dbapi: Any, deadline: Deadline) -> server.ServerLimits | None:
         watched.close()
         return ask(dialect, dbapi, deadline)
 
@@ -72,7 +73,7 @@ async def test_watched_again_while_a_caller_stands_in_our_listener(
     watched = [watch(engine, registry=registry)]
     ask = server.ask_limits
 
-    def change_and_ask(dialect: Any, dbapi: Any, deadline: server.Deadline) -> server.ServerLimits | None:
+    def change_and_ask(dialect: Any, dbapi: Any, deadline: Deadline) -> server.ServerLimits | None:
         monkeypatch.setattr(server, "ask_limits", ask)
         for _ in range(2):
             watched[-1].close()

@@ -80,17 +80,16 @@ class ActivityListeners:
             slot.active = self._clock()
 
     def _sending(self, slot: Slot, connection: Connection) -> None:
-        active, now = slot.active, self._clock()
-        slot.silence = None if active is None else now - active
-        if slot.ended is None:
-            # Also if the statement fails, of which no event of a cursor's tells.
-            slot.active = now
+        active, slot.sent = slot.active, self._clock()
+        slot.silence = None if active is None else slot.sent - active
+        slot.began_before = slot.began
         slot.goodbye = None
         if slot.silence is not None and slot.silence >= _LONG:
             slot.goodbye = self._driver.goodbye(connection.connection.driver_connection)
 
     def _end_transaction(self, slot: Slot, connection: Connection) -> None:
         self._sending(slot, connection)
+        slot.active = slot.sent
         slot.failed = slot.began = False
 
     def _is_sent(self, connection: Connection) -> bool:

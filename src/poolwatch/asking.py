@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Seconds: a server that has not answered so simple a question by then answers nothing.
 PATIENCE = 5.0
+# Seconds that a caller who gave up had waited, if it was for the answer.
+IMPATIENCE = 1.0
 # Seconds in which nobody is asked after a question that cost its connection; the one that takes its place least of all.
 SILENCE = 60.0
 
@@ -66,20 +68,32 @@ class LimitQuestion:
         deadline = server.deadline_for(self._dialect, dbapi, self.patience)
         if deadline is None:
             return
+        began = self._ledger.clock()
         try:
             limits = server.ask_limits(self._dialect, dbapi, deadline)
         except Exception as error:
             if server.was_refused(self._dialect, dbapi, error, self._errors):
                 return
-            self._quiet_until = self._ledger.clock() + SILENCE
+            self._be_quiet()
             if not isinstance(error, server.HangsError):
                 self._lost(slot, dbapi, error)
             meant = exc.DisconnectionError("the connection was lost before it was handed out")
             setattr(meant, MEANT, True)
             raise meant from error
+        except BaseException:
+            # Callers with less patience than we have would never get a connection.
+            if self._ledger.clock() - began > IMPATIENCE:
+                self._be_quiet()
+            raise
         if limits is None:
             slot.asked = False
-            return
+        else:
+            self._learn(slot, limits)
+
+    def _be_quiet(self) -> None:
+        self._quiet_until = self._ledger.clock() + SILENCE
+
+    def _learn(self, slot: Slot, limits: server.ServerLimits) -> None:
         slot.limits = limits.inactivity
         slot.mark = limits.mark
         if limits is not server.UNKNOWN:

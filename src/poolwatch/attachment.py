@@ -150,8 +150,9 @@ class Watch:
         """Stop listening, remove the series and give the pool its class back. A second call does nothing.
 
         Where callers are inside ``pool.connect()`` at this moment, the listeners stay until the last has left. A task
-        or thread that stands in somebody else's ``reset`` listener at this moment is not known to us: SQLAlchemy's
-        lists of listeners must not change then, so close when connections are not being returned.
+        or thread that stands in somebody else's listener to a return, a statement, a COMMIT or a ROLLBACK at this
+        moment is not known to us: SQLAlchemy's lists of listeners must not change then, so close when the engine is
+        not in use.
         """
         if self._closed:
             return

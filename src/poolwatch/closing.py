@@ -8,7 +8,9 @@ from sqlalchemy import exc
 
 from poolwatch import privates, reasons
 from poolwatch.hotpath import MEANT
+from poolwatch.losses import COUNTED
 from poolwatch.records import slot_for, slot_of
+from poolwatch.server import is_from_server
 from poolwatch.slot import Retirement
 
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ class ClosingListeners:
         phase = {"disconnect": "in_use", "reset_failed": "return", "pre_ping": "pre_ping"}.get(reason)
         if phase is not None and not hasattr(error, MEANT):
             self._lost(slot, record, phase, error, suspected=reason != "reset_failed")
+            if slot.lost and slot.held is None and phase == "in_use":
+                # A listener of the application's met it at checkout, and its caller gets no connection.
+                setattr(error, COUNTED, True)
 
     def _found_lost(self, slot: Slot, record: ConnectionPoolEntry, error: BaseException | None) -> str | None:
         """Return the reason of a close if the transport's end is behind it, whatever *error* says.
@@ -64,7 +69,8 @@ class ClosingListeners:
         """
         if not isinstance(error, Exception) or hasattr(error, MEANT) or not _is_set_up(slot, record):
             return None
-        if not self._losses.is_lost(record.driver_connection, suspected=False):
+        connection = record.driver_connection
+        if connection is None or not self._losses.is_lost(connection, suspected=False):
             return None
         if slot.held is not None:
             return "disconnect" if slot.failed else None
@@ -74,7 +80,7 @@ class ClosingListeners:
         self, slot: Slot, record: ConnectionPoolEntry, phase: str, error: BaseException | None, *, suspected: bool
     ) -> None:
         connection = record.driver_connection
-        if self._losses.is_lost(connection, suspected=suspected):
+        if connection is not None and self._losses.is_lost(connection, suspected=suspected):
             silence = slot.silence
             if phase != "in_use":
                 silence = None if slot.active is None else self._clock() - slot.active
@@ -100,6 +106,9 @@ class ClosingListeners:
         # Not so for a cancelled statement, whose driver closes the connection.
         if isinstance(error, Exception):
             self._lost(slot, record, "in_use", error, suspected=context.is_disconnect)
+            if not slot.lost and is_from_server(error):
+                # Of a statement that failed no event of a cursor's tells.
+                slot.active = self._clock()
         if context.is_disconnect and context.invalidate_pool_on_disconnect:
             # Whichever pool opened it, SQLAlchemy invalidates the present one.
             self._condemn_others(record, context.connection.engine.pool)

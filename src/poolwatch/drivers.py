@@ -29,11 +29,11 @@ class Driver:
     """A driver we know nothing of: it cannot tell.
 
     Attributes:
-        always_sends: COMMIT and ROLLBACK are sent outside a transaction too.
+        always_sends: COMMIT and ROLLBACK are sent outside a transaction too; false if that is not known.
         says_why: The server has a last word for every connection it closes, and the driver's error passes it on.
     """
 
-    always_sends = True
+    always_sends = False
     says_why = False
 
     def is_lost(self, _connection: Any) -> bool | None:
@@ -43,7 +43,8 @@ class Driver:
     def is_dead(self, connection: Any) -> bool | None:
         """Tell whether the peer has ended this idle connection, or said goodbye; ``None`` if it cannot be told."""
         lost = self.is_lost(connection)
-        return self.goodbye(connection) is not None if lost is False else lost
+        # An answer that nobody has read to its end is no error.
+        return bool(self.goodbye(connection)) if lost is False else lost
 
     def goodbye(self, _connection: Any) -> int | None:
         """Return what lies unread on an idle connection: an error's number, 0 for anything else, ``None`` for nothing.
@@ -66,7 +67,11 @@ class Driver:
         return fileno() if callable(fileno) else None
 
 
-class _MySQL(Driver):
+class _OtherMySQL(Driver):
+    always_sends = True
+
+
+class _MySQL(_OtherMySQL):
     def in_transaction(self, connection: Any) -> bool | None:
         # The rows of a SELECT come without a status; what the session is set to, they do not change.
         status = connection.server_status
@@ -162,13 +167,12 @@ class _PyMySQL(_MySQL):
 class _Asyncpg(Driver):
     """asyncpg 0.29 to 0.32: it closes itself when the transport ends, and drops the server's last word."""
 
-    always_sends = False
-
     def is_lost(self, connection: Any) -> bool | None:
         return connection.is_closed() or _ended(connection._transport)  # noqa: SLF001
 
     def in_transaction(self, connection: Any) -> bool | None:
-        return bool(connection.is_in_transaction())
+        # An aborted connection has none.
+        return None if connection._protocol is None else bool(connection.is_in_transaction())  # noqa: SLF001
 
     def fileno(self, connection: Any) -> int | None:
         return _fileno(connection._transport)  # noqa: SLF001
@@ -177,7 +181,6 @@ class _Asyncpg(Driver):
 class _Psycopg(Driver):
     """psycopg 3: a socket of libpq's, read during a statement alone; everything here is public."""
 
-    always_sends = False
     says_why = True
 
     def is_lost(self, connection: Any) -> bool | None:
@@ -209,7 +212,7 @@ _DRIVERS: dict[str, Driver] = {
     "asyncpg": _Asyncpg(),
     "psycopg": _Psycopg(),
 }
-_UNKNOWN = Driver()
+_UNKNOWN, _UNKNOWN_MYSQL = Driver(), _OtherMySQL()
 
 
 def name_of(dialect: Dialect) -> str:
@@ -219,7 +222,8 @@ def name_of(dialect: Dialect) -> str:
 
 def driver_of(dialect: Dialect) -> Driver:
     """Return the adapter of *dialect*'s driver; for one we do not know, one that cannot tell."""
-    return _DRIVERS.get(name_of(dialect), _UNKNOWN)
+    other = _UNKNOWN_MYSQL if getattr(dialect, "name", "") in {"mysql", "mariadb"} else _UNKNOWN
+    return _DRIVERS.get(name_of(dialect), other)
 
 
 def ping_works(dialect: Dialect) -> bool:

@@ -92,6 +92,7 @@ def checkin_listener(
                 observe(now - held)
                 if len(backlog) >= FOLD_AT:
                     ledger.relieve()
+            slot.began = False
             if dbapi is None or slot.proxy() is None:
                 rest(slot, dbapi, held is not None)
             if resets and not slot.failed:

@@ -40,6 +40,8 @@ _TERMINATED = "57P01"
 _NO_ANSWER = 2013
 # The server may have counted a moment longer than we did.
 _MARGIN, _MARGIN_SHARE = 1.0, 0.02
+# Seconds after which a statement has been at work: an answer to one that met a closed connection comes at once.
+_AT_WORK = 1.0
 _PENDING_AT_MOST = 500
 
 Answer = TypeVar("Answer")
@@ -57,7 +59,7 @@ class Loss(NamedTuple):
         otherwise: The cause if it is not found that the server went down.
         at: When it was found, by the ledger's clock.
         silence: Seconds that the server had not heard from it when it was found; ``None`` if unknown.
-        said: The server itself has told the cause.
+        explained: The silence before it had no part in it: the server has told the cause, or it was at work.
         mark: A number that is lower in sessions opened after a restart of the server; ``None`` if unknown.
     """
 
@@ -66,7 +68,7 @@ class Loss(NamedTuple):
     otherwise: str
     at: float
     silence: float | None
-    said: bool
+    explained: bool
     mark: float | None
 
 
@@ -117,9 +119,9 @@ class Losses:
         slot.lost = True
         if slot.ended is not None and slot.active is not None and silence is not None:
             # It may have lain dead for long since.
-            silence = min(silence, slot.ended - slot.active)
-        cause, otherwise, said = self._cause(slot, connection, silence, error)
-        loss = Loss(phase, cause, otherwise, self._ledger.clock(), silence, said, slot.mark)
+            silence = min(silence, max(0.0, slot.ended - slot.active))
+        cause, otherwise, explained = self._cause(slot, connection, silence, error)
+        loss = Loss(phase, cause, otherwise, self._ledger.clock(), silence, explained, slot.mark)
         if cause is None and len(self._pending) < _PENDING_AT_MOST:
             self._pending.append(loss)
         else:
@@ -142,10 +144,9 @@ class Losses:
         for each in words:
             if each in _SAID:
                 return _SAID[each], "unknown", True
-        limit = limit_of(
-            {**slot.limits, **self.configured},
-            in_transaction=bool(self._ask(self._driver.in_transaction, connection)),
-        )
+        told = self._ask(self._driver.in_transaction, connection)
+        in_transaction = slot.began_before if told is None else told
+        limit = limit_of({**slot.limits, **self.configured}, in_transaction=in_transaction)
         if silence is not None and limit is not None and silence >= limit - max(_MARGIN, _MARGIN_SHARE * limit):
             return "inactivity", "unknown", False
         if _TERMINATED in words:
@@ -155,10 +156,13 @@ class Losses:
             was_reset = _was_reset(error)
         if was_reset is None and _NO_ANSWER in words:
             was_reset = False
-        # Where the server always has a last word and had none, something in between has broken it off.
-        if was_reset or self._driver.says_why:
+        if was_reset:
             return "network", "unknown", False
-        return None, "unknown" if was_reset is None else "killed", False
+        # One that was closed at work had survived the silence before it.
+        worked = was_reset is False and slot.sent is not None and self._ledger.clock() - slot.sent > _AT_WORK
+        # Where the server always has a last word and had none, something in between has broken it off, or a crash.
+        otherwise = "network" if self._driver.says_why else "unknown" if was_reset is None else "killed"
+        return None, otherwise, worked
 
     def _went_down(self, loss: Loss) -> bool:
         slots = [slot for slot in list(self._ledger.slots.values()) if slot.opened is not None and not slot.lost]
@@ -181,7 +185,7 @@ class Losses:
     def _book(self, loss: Loss, cause: str) -> None:
         ledger = self._ledger
         ledger.count("disconnects_total", cause, loss.phase)
-        explained = loss.said or cause in {"inactivity", "shutdown"}
+        explained = loss.explained or cause in {"inactivity", "shutdown"}
         # What others have survived, or this one's neighbour will, is no limit of the path.
         if not explained and loss.silence is not None and loss.silence > ledger.survived:
             ledger.fatal = min(loss.silence, ledger.fatal or loss.silence)

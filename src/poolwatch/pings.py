@@ -36,18 +36,23 @@ class Pings:
         self._errors = dbapi_errors
         self._losses = losses
         self._driver = driver_of(dialect)
+        self._attached = False
         # Made once: each look at a method makes another object.
         self._own = self._timed
 
     def attach(self) -> None:
-        """Time every ping from now on."""
+        """Time every ping from now on; a dialect that somebody made for a test may have none."""
+        if not hasattr(self._dialect, "do_ping"):
+            return
+        self._attached = True
         # Somebody else's, or none but the class's.
         self._before = vars(self._dialect).get("do_ping")
         self._original = self._dialect.do_ping
         self._dialect.do_ping = self._own  # type: ignore[assignment,method-assign]
 
     def detach(self) -> None:
-        """Stop; where somebody else has replaced the method since, ours goes on beneath theirs."""
+        """Stop; where somebody else has replaced the method since, ours stays beneath theirs and lets pings through."""
+        self._attached = False
         if vars(self._dialect).get("do_ping") is self._own:
             if self._before is None:
                 del self._dialect.do_ping
@@ -55,6 +60,8 @@ class Pings:
                 self._dialect.do_ping = self._before  # type: ignore[method-assign]
 
     def _timed(self, dbapi: Any) -> bool:
+        if not self._attached:
+            return self._original(dbapi)
         ledger = self._ledger
         began = ledger.clock()
         goodbye = self._look(dbapi)

@@ -129,11 +129,12 @@ class PoolReader:
         if record.in_use:
             return "checked_out", False
         condemned = privates.retirement(record) is not None
-        # While a connection is being set up, answers may be on their way.
-        if not slot.fresh and self._ask_driver(self._driver.is_dead, record):
+        # While a connection is being set up or given back, answers may be on their way.
+        if not slot.fresh and slot.held is None and self._ask_driver(self._driver.is_dead, record):
             if slot.ended is None:
                 slot.ended = self._ledger.clock()
             return "dead", condemned
+        slot.ended = None
         return "condemned" if condemned else "idle", condemned
 
     def _in_transaction(self, slot: Slot, record: ConnectionPoolEntry) -> bool:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import threading
-from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolwatch import drivers
+from poolwatch.deadline import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,8 +34,8 @@ _POSTGRESQL = (
 )
 _SOURCES = ("idle_session_timeout", "idle_in_transaction_session_timeout")
 
-# Of MySQL's drivers: https://dev.mysql.com/doc/mysql-errors/8.0/en/client-error-reference.html
-_CLIENT_ERRORS = range(2000, 3000)
+# https://dev.mysql.com/doc/mysql-errors/8.0/en/error-message-elements.html
+_SERVER_ERRORS, _CLIENT_ERRORS = 1000, range(2000, 3000)
 
 _PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
@@ -128,11 +125,16 @@ def was_refused(
         return False
     if isinstance(error, dbapi_errors) and dialect.is_disconnect(error, dbapi_connection, None):  # type: ignore[arg-type]
         return False
-    # What came may be left half read by a driver that can make no sense of it; errors of the server's have numbers.
-    if dialect.name == "postgresql":
-        return isinstance(getattr(error, "sqlstate", None), str)
-    number = error.args[0] if isinstance(error, dbapi_errors) and error.args else None
-    return isinstance(number, int) and number not in _CLIENT_ERRORS
+    # What came may be left half read by a driver that can make no sense of it.
+    return is_from_server(error)
+
+
+def is_from_server(error: BaseException) -> bool:
+    """Tell whether *error*, a driver's, is one that the server sent: PostgreSQL's have a code, MySQL's a number."""
+    if isinstance(getattr(error, "sqlstate", None), str):
+        return True
+    number = error.args[0] if error.args else None
+    return isinstance(number, int) and number >= _SERVER_ERRORS and number not in _CLIENT_ERRORS
 
 
 def limit_of(limits: Mapping[str, float], *, in_transaction: bool) -> float | None:
@@ -261,46 +263,3 @@ def _understood(dialect: Dialect, row: Sequence[Any]) -> ServerLimits:
         if in_transaction:
             limits["idle_transaction_timeout"] = min((value for value in in_transaction if value), default=inf)
     return ServerLimits(limits, int(most), mark)
-
-
-class Deadline:
-    """Ends a query that takes too long by shutting down the socket, which every driver takes for a lost connection.
-
-    It runs from its making to the end of its ``with`` block.
-
-    Args:
-        fileno: The socket.
-        seconds: How long.
-        loop: The event loop that the driver waits in; ``None`` for one that blocks its thread.
-
-    Attributes:
-        passed: It came to that.
-    """
-
-    def __init__(self, fileno: int, seconds: float, loop: asyncio.AbstractEventLoop | None) -> None:
-        # A descriptor of its own: the driver may close its one meanwhile, and somebody else get the number.
-        self._socket = socket.socket(fileno=os.dup(fileno))
-        self._lock = threading.Lock()
-        self._over = self.passed = False
-        if loop is None:
-            self._timer: threading.Timer | asyncio.TimerHandle = threading.Timer(seconds, self._end)
-            self._timer.daemon = True
-            self._timer.start()
-        else:
-            self._timer = loop.call_later(seconds, self._end)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            self._over = True
-        self._socket.close()
-
-    def _end(self) -> None:
-        with self._lock:
-            if not self._over:
-                self.passed = True
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)

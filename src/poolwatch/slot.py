@@ -44,8 +44,9 @@ class Slot:
         limits: Seconds of inactivity that the session allows, by source; empty while unknown.
         mark: A number that is lower in sessions opened after a restart of the server; ``None`` if unknown.
         began: A statement was sent, and no COMMIT or ROLLBACK since.
-        silence: How long the server had not heard from the connection when something was sent last; ``None`` if
-            unknown.
+        sent: When something was sent last, as far as events of its Connection tell; ``None`` before that.
+        began_before: *began* at that moment.
+        silence: How long the server had not heard from the connection then; ``None`` if unknown.
         goodbye: The number of the error that lay unread at that moment, if the server had said goodbye.
         ended: When a reader saw first that its transport had ended.
         lost: It was found lost, and that is booked.
@@ -65,6 +66,7 @@ class Slot:
         "arrived",
         "asked",
         "began",
+        "began_before",
         "dialing",
         "dropped",
         "ended",
@@ -86,6 +88,7 @@ class Slot:
         "replaces",
         "retiring",
         "returned",
+        "sent",
         "serial",
         "silence",
     )
@@ -111,7 +114,8 @@ class Slot:
         self.asked = False
         self.limits: Mapping[str, float] = {}
         self.mark: float | None = None
-        self.began = False
+        self.began = self.began_before = False
+        self.sent: float | None = None
         self.silence: float | None = None
         self.goodbye: int | None = None
         self.ended: float | None = None

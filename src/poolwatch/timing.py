@@ -15,6 +15,7 @@ from poolwatch import privates
 from poolwatch.hotpath import describe
 from poolwatch.listeners import dialing
 from poolwatch.losses import COUNTED
+from poolwatch.server import is_from_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +137,9 @@ class TimedPool:
             elif not isinstance(error, Exception):
                 self._ledger.count("checkout_failures_total", "cancelled")
             elif slot is not None:
-                self._ledger.refused = self._ledger.clock()
+                if not is_from_server(error) and "FATAL" not in str(error):
+                    # libpq passes on no code of an error that it met while it connected.
+                    self._ledger.refused = self._ledger.clock()
                 self._ledger.count("connect_failures_total")
                 self._ledger.count("checkout_failures_total", "connect")
             elif not hasattr(error, COUNTED):

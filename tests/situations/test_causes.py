@@ -104,6 +104,9 @@ async def test_silence_in_a_transaction(stage: Stage) -> None:
 @pytest.mark.parametrize("connections", [1, 2])
 async def test_restart(stage: Stage, options: dict[str, Any], phase: str, connections: int) -> None:
     """The connections that come after were opened in another run of the server."""
+    # A server that has just been started has given out so few ids that those of its next run are no lower.
+    for _ in range(30):
+        stage.server.query("SELECT 1")
     engine = stage.engine(**options)
     await stage.fill(engine, connections)
     await stage.restart()
@@ -223,6 +226,40 @@ async def test_lost_at_the_first_checkout(stage: Stage) -> None:
     ((cause, phase),) = losses(stage)
     assert "pre_ping" == phase
     assert cause in {"killed", "unknown"}
+
+
+@pytest.mark.only("aiomysql", "asyncmy")
+async def test_refused_by_a_server_that_lives(stage: Stage) -> None:
+    """An attempt to connect that the server answers, if only with a refusal, is no sign that it went down."""
+    engine = stage.engine()
+    await stage.lose(*await stage.fill(engine, 1))
+    stage.server.lock_out(out=True)
+    try:
+        for _ in range(2):
+            await ending(use(engine))
+    finally:
+        stage.server.lock_out(out=False)
+    assert {("killed", "in_use"): 1} == losses(stage)
+
+
+async def test_met_by_a_listener(stage: Stage) -> None:
+    """A listener of the application's that meets it at checkout costs one caller, who is counted once."""
+
+    def ask(engine: AsyncEngine) -> None:
+        @event.listens_for(engine.sync_engine, "checkout")
+        def ask(dbapi: Any, _record: Any, _proxy: Any) -> None:
+            cursor = dbapi.cursor()
+            cursor.execute("SELECT 1")
+            cursor.close()
+            dbapi.rollback()
+
+    engine = stage.engine(ask)
+    first, _ = await stage.fill(engine, 2)
+    await stage.lose(first)
+    await ending(use(engine))
+    snapshot = stage.watches[0].snapshot()
+    assert {"in_use": 1} == {phase: value for (_, phase), value in moved(snapshot.disconnects_total).items()}
+    assert {} == moved(snapshot.checkout_failures_total)
 
 
 async def test_no_disconnects(stage: Stage) -> None:
