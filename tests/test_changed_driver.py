@@ -65,6 +65,17 @@ async def test_gone(
     assert 0 == snapshot.connections["checked_out"]
 
 
+def test_shorter_than_survived() -> None:
+    """A loss after less than others have survived leaves what is known of the path's limit as it is."""
+    ledger = Ledger(clock=lambda: 1.0, wall=lambda: 1.0)
+    losses = Losses(ledger, create_engine("sqlite://").dialect)
+    ledger.survived = 100.0
+    for silence in (350.0, 5.0, 351.0):
+        losses.found(Slot(ledger, ledger), "in_use", None, silence=silence)
+    losses.settle()
+    assert 350.0 == ledger.deadly()
+
+
 def test_losses_that_nobody_reads() -> None:
     """Those that wait for what follows are bounded: the oldest wait, the newest are booked at once."""
     ledger = Ledger(clock=lambda: 1.0, wall=lambda: 1.0)

@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def test_read_at_every_turn(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+async def test_read_at_every_turn(
+    make_engine: MakeEngine, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQLAlchemy puts an isolation level back when the pool already has the connection; an answer may lie there."""
     engine = make_engine(pool_size=1)
+    driver = driver_of(engine.dialect)
+    # As if each answer were an error.
+    monkeypatch.setattr(type(driver), "is_dead", lambda self, connection: self.goodbye(connection) is not None)
     watched = watch(engine, registry=registry)
     await use(engine)
     over = asyncio.Event()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from poolwatch import server as poolwatch_server
 from proxies import Eavesdropper
 from variants import VARIANTS, on_each
 
@@ -109,3 +110,17 @@ async def test_nonsense_on_postgresql(make_client: MakeClient, server: TlsServer
         client = make_client(port=proxy.port)
         await assert_survives(client, proxy, nonsense)
         await client.close()
+
+
+@pytest.mark.parametrize(("number", "connections"), [(1142, 1), (2014, 2), (2027, 2), (0, 2)])
+@on_each(MYSQL)
+async def test_numbers(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, number: int, connections: int) -> None:
+    """Errors that the server numbers are answers to the question; what a driver says of its own is a broken stream."""
+
+    def fail(dialect: Any, _dbapi: Any) -> None:
+        raise dialect.dbapi.OperationalError(number, "in the test")
+
+    monkeypatch.setitem(poolwatch_server._QUESTIONS, "mysql", fail)
+    client = make_client()
+    await client.check_unknown()
+    assert connections == client.snapshot().connects_total

@@ -12,7 +12,7 @@ import pytest
 from databases import frozen
 from poolwatch import server as poolwatch_server
 from proxies import Proxy
-from support import moved, until
+from support import DEADLINE, moved, until
 from variants import VARIANTS, on_each
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ async def test_no_answer(make_client: MakeClient, server: TlsServer, monkeypatch
 
         with monkeypatch.context() as context:
             questions = Questions(context, before)
-            await client.check_unknown()
+            async with asyncio.timeout(DEADLINE):
+                await client.check_unknown()
             snapshot = client.snapshot()
             assert (1, 2) == (questions.count, snapshot.connects_total)
             assert {"disconnect": 1} == moved(snapshot.closes_total) == moved(snapshot.reconnects_total)
