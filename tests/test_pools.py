@@ -200,12 +200,12 @@ def test_failed_commit(registry: CollectorRegistry) -> None:
     assert before == slot.active
 
 
-def test_failed_statement(registry: CollectorRegistry) -> None:
+def test_failed_statement(mariadb: MariaDB, registry: CollectorRegistry) -> None:
     """After a statement that failed the ROLLBACK on return is activity."""
-    engine = create_engine("sqlite://", poolclass=QueuePool)
+    engine = create_engine(mariadb.url("pymysql"), connect_args={"ssl_disabled": True})
     watched = watch(engine, registry=registry)
     connection = engine.connect()
-    with pytest.raises(exc.OperationalError):
+    with pytest.raises(exc.ProgrammingError):
         connection.exec_driver_sql("NO SUCH STATEMENT")
     (slot,) = watched._ledger.slots.values()
     before = slot.active
@@ -213,6 +213,7 @@ def test_failed_statement(registry: CollectorRegistry) -> None:
     assert before is not None
     assert slot.active is not None
     assert before < slot.active
+    engine.dispose()
 
 
 @pytest.mark.parametrize("before", [True, False])
