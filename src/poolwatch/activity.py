@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from poolwatch.drivers import driver_of
+from poolwatch.drivers import Driver, driver_of
 from poolwatch.records import slot_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class ActivityListeners:
     Attributes:
         marks_returns: Every return sends something: the pool's ROLLBACK, or just before that of the Connection that was
             closed.
+        marks_resets: Some returns do, and the ``reset`` event tells which.
     """
 
     def __init__(self, ledger: Ledger, dialect: Dialect, *, resets: bool) -> None:
@@ -40,8 +41,8 @@ class ActivityListeners:
         self._driver = driver_of(dialect)
         # Under AUTOCOMMIT the dialect sends no ROLLBACK, though the events fire (SQLAlchemy 2.0.43 and later).
         self._skips_rollback = bool(getattr(dialect, "skip_autocommit_rollback", False))
-        self._resets = resets
         self.marks_returns = resets and self._driver.always_sends and not self._skips_rollback
+        self.marks_resets = resets and not self.marks_returns and type(self._driver) is not Driver
 
     def on_before_cursor_execute(self, connection: Connection, *_: Any) -> None:
         """Note how long the server has not heard from the connection, and whether it has had its last word."""
@@ -73,7 +74,7 @@ class ActivityListeners:
 
     def on_reset(self, dbapi: DBAPIConnection, record: ConnectionPoolEntry | None, state: PoolResetState) -> None:
         """Note the pool's own ROLLBACK, which is about to be sent unless driver or dialect see no need for one."""
-        if record is None or state.transaction_was_reset or not (self._resets and state.asyncio_safe):
+        if record is None or state.transaction_was_reset or not state.asyncio_safe:
             return
         slot: Slot | None = None if record.record_info is None else record.record_info.get(self._ledger.key)
         if slot is not None and self._is_reset_sent(dbapi, record.driver_connection):

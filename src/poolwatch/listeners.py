@@ -86,7 +86,7 @@ class PoolListeners:
             "commit": activity.on_commit,
             "rollback": activity.on_rollback,
         }
-        if not activity.marks_returns:
+        if activity.marks_resets:
             handlers["reset"] = activity.on_reset
         self._doors = {name: self._door(name, handler) for name, handler in handlers.items()} | {
             "checkout": checkout_listener(ledger, self.first_checkout, pre_ping=settings.pre_ping, timed=timed),
