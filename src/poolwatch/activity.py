@@ -81,8 +81,8 @@ class ActivityListeners:
             slot.active = self._clock()
 
     def _sending(self, slot: Slot, connection: Connection) -> None:
-        active, slot.sent = slot.active, self._clock()
-        slot.silence = None if active is None else slot.sent - active
+        slot.sent = self._clock()
+        slot.silence = slot.inactivity(slot.sent)
         slot.began_before = slot.began
         slot.goodbye = None
         if slot.silence is not None and slot.silence >= _LONG:

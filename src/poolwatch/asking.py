@@ -104,5 +104,5 @@ class LimitQuestion:
     def _lost(self, slot: Slot, dbapi: DBAPIConnection, error: Exception) -> None:
         connection = self._dialect.get_driver_connection(dbapi)
         if self._losses.is_lost(connection, suspected=False):
-            silence = None if slot.active is None else self._ledger.clock() - slot.active
+            silence = slot.inactivity(self._ledger.clock())
             self._losses.found(slot, "pre_ping", connection, silence=silence, error=error)

@@ -81,9 +81,7 @@ class ClosingListeners:
     ) -> None:
         connection = record.driver_connection
         if connection is not None and self._losses.is_lost(connection, suspected=suspected):
-            silence = slot.silence
-            if phase != "in_use":
-                silence = None if slot.active is None else self._clock() - slot.active
+            silence = slot.silence if phase == "in_use" else slot.inactivity(self._clock())
             self._losses.found(slot, phase, connection, silence=silence, error=error)
 
     def on_soft_invalidate(

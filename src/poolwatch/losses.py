@@ -46,7 +46,7 @@ _PENDING_AT_MOST = 500
 
 Answer = TypeVar("Answer")
 
-# Marks an error of a ping that is counted here, and not as a checkout that failed.
+# Marks an error that a caller got instead of a connection and that is counted here, not as a checkout that failed.
 COUNTED = "poolwatch_counted"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from poolwatch.drivers import driver_of
 from poolwatch.hotpath import describe
 from poolwatch.losses import COUNTED
+from poolwatch.server import is_disconnect
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
@@ -86,20 +87,16 @@ class Pings:
     def _failed(self, dbapi: Any, began: float, goodbye: int | None, error: Exception | None) -> None:
         try:
             slot = self._slot_of(dbapi)
-            known = error is None or self._is_disconnect(error, dbapi)
+            known = error is None or is_disconnect(self._dialect, dbapi, error, self._errors)
             connection = self._dialect.get_driver_connection(dbapi)
             if slot is not None and self._losses.is_lost(connection, suspected=known):
                 slot.goodbye = goodbye
-                silence = None if slot.active is None else began - slot.active
                 phase = "pre_ping" if known else "ping_failed"
-                self._losses.found(slot, phase, connection, silence=silence, error=error)
+                self._losses.found(slot, phase, connection, silence=slot.inactivity(began), error=error)
                 if error is not None and not known:
                     setattr(error, COUNTED, True)
         except Exception as trouble:  # noqa: BLE001
             self._ledger.trouble(describe("do_ping", trouble))
-
-    def _is_disconnect(self, error: Any, dbapi: Any) -> bool:
-        return isinstance(error, self._errors) and self._dialect.is_disconnect(error, dbapi, None)  # type: ignore[arg-type]
 
     def _slot_of(self, dbapi: Any) -> Slot | None:
         for slot in list(self._ledger.slots.values()):

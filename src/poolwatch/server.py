@@ -123,10 +123,17 @@ def was_refused(
     """
     if drivers.driver_of(dialect).is_lost(dialect.get_driver_connection(dbapi_connection)):
         return False
-    if isinstance(error, dbapi_errors) and dialect.is_disconnect(error, dbapi_connection, None):  # type: ignore[arg-type]
+    if is_disconnect(dialect, dbapi_connection, error, dbapi_errors):
         return False
     # What came may be left half read by a driver that can make no sense of it.
     return is_from_server(error)
+
+
+def is_disconnect(
+    dialect: Dialect, dbapi_connection: Any, error: Any, dbapi_errors: tuple[type[BaseException], ...]
+) -> bool:
+    """Tell whether SQLAlchemy takes *error* for a lost connection; *dbapi_errors*: the driver's own classes."""
+    return isinstance(error, dbapi_errors) and dialect.is_disconnect(error, dbapi_connection, None)  # type: ignore[arg-type]
 
 
 def is_from_server(error: BaseException) -> bool:

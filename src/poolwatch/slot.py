@@ -104,6 +104,12 @@ class Slot:
         self.opened_at = 0.0
         self.forget_connection()
 
+    def inactivity(self, now: float) -> float | None:
+        """Return the seconds that the server has not heard from the connection at *now*; ``None`` if unknown."""
+        # Copied first: other threads change it.
+        active = self.active
+        return None if active is None else now - active
+
     def forget_connection(self) -> None:
         """Clear what was known of the connection the slot held."""
         self.active: float | None = None
