@@ -21,7 +21,7 @@ INF = float("inf")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (5, 15, INF, 30.0, False, False, True)),
+        ({}, (5, 15, INF, 30.0, False, False, True, True)),
         (
             {
                 "pool_size": 2,
@@ -32,12 +32,12 @@ INF = float("inf")
                 "pool_use_lifo": True,
                 "pool_reset_on_return": None,
             },
-            (2, 5, 60, 4, True, True, False),
+            (2, 5, 60, 4, True, True, False, True),
         ),
-        ({"pool_size": 0}, (INF, INF, INF, 30.0, False, False, True)),
-        ({"max_overflow": -1}, (5, INF, INF, 30.0, False, False, True)),
-        ({"pool_recycle": 0}, (5, 15, 0, 30.0, False, False, True)),
-        ({"pool_timeout": None}, (5, 15, INF, INF, False, False, True)),
+        ({"pool_size": 0}, (INF, INF, INF, 30.0, False, False, True, True)),
+        ({"max_overflow": -1}, (5, INF, INF, 30.0, False, False, True, True)),
+        ({"pool_recycle": 0}, (5, 15, 0, 30.0, False, False, True, True)),
+        ({"pool_timeout": None}, (5, 15, INF, INF, False, False, True, True)),
     ],
 )
 def test_settings_of_a_queue(options: dict[str, Any], expected: tuple[float, ...]) -> None:
@@ -53,7 +53,7 @@ def test_settings_of_a_queue(options: dict[str, Any], expected: tuple[float, ...
 def test_settings_of_other_pools(poolclass: type, size: float, limit: float) -> None:
     """Pools without a queue have a size of their own and nobody waits for them."""
     settings = privates.settings(create_engine("sqlite://", poolclass=poolclass).pool)
-    assert (size, limit, INF) == (settings.size, settings.limit, settings.timeout)
+    assert (size, limit, INF, False) == (settings.size, settings.limit, settings.timeout, settings.queues)
 
 
 def test_overflow() -> None:

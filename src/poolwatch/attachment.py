@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from poolwatch import privates
+from poolwatch.checks import worker_processes
 from poolwatch.errors import WatchClosedError
 from poolwatch.hotpath import describe
 from poolwatch.ledger import Ledger
@@ -182,7 +184,14 @@ class Watch:
             self._losses,
             timed=self._timer.installed,
         )
-        self._reader = PoolReader(self._ledger, engine.dialect, self._losses, timed=self._timer.installed)
+        self._reader = PoolReader(
+            self._ledger,
+            engine.dialect,
+            self._losses,
+            timed=self._timer.installed,
+            # By it uvicorn and gunicorn learn how many processes to start, unless they are told otherwise.
+            processes=worker_processes(os.environ.get("WEB_CONCURRENCY")),
+        )
         self.adjust({})
 
     def _attach(self, engine: Engine) -> None:

@@ -85,6 +85,19 @@ RISKS = ("safe", "unknown", "protected", "soon", "imminent", "expired", "dead")
 FAILURES = ("timeout", "connect", "cancelled", "other")
 CAUSES = ("inactivity", "killed", "shutdown", "network", "unknown")
 PHASES = ("in_use", "ping_failed", "pre_ping", "guard", "return")
+CHECKS = (
+    "recycle_unprotected",
+    "recycle_churn",
+    "guard_and_pre_ping",
+    "pre_ping_broken",
+    "lifo_tail",
+    "unlimited_overflow",
+    "process_over_server",
+    "fleet_over_server",
+    "limit_unknown",
+    "hidden_limit",
+    "pool_cannot_queue",
+)
 
 # Idle limits people really set: load balancers' 60 and 350 s, the defaults of proxies, MySQL's 8 hours.
 _IDLE = (1.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0)
@@ -224,6 +237,20 @@ CATALOG: tuple[Metric, ...] = (
         " known limit; absent until there was one. Above the longest survived and below the limit: something in between"
         " drops connections.",
         merge="livemin",
+    ),
+    Metric(
+        "config_problem",
+        "gauge",
+        "1 for a problem with the pool's settings, 0 for none or where a fact is unknown: recycle_unprotected (nothing"
+        " replaces idle connections before their limit), recycle_churn (pool_recycle so short that connections are"
+        " replaced for nothing), guard_and_pre_ping (pings for nothing), pre_ping_broken (it does not work with this"
+        " driver and event loop), lifo_tail (pool_use_lifo leaves idle connections to their limit), unlimited_overflow"
+        " (a queue without a limit), process_over_server (the pool's limit is above the server's max_connections),"
+        " fleet_over_server (WEB_CONCURRENCY times that limit is), limit_unknown (neither the server nor the operator"
+        " told the inactivity limit), hidden_limit (something in between drops connections before any known limit),"
+        " pool_cannot_queue (a pool class for tests, or a negative pool_timeout, before a server).",
+        (Label("check", CHECKS),),
+        merge="livemax",
     ),
     Metric("checkouts_total", "counter", "Connections handed out."),
     Metric("checkout_waits_total", "counter", "Checkouts asked for while the pool was at its limit."),

@@ -33,6 +33,7 @@ class PoolSettings:
         pre_ping: ``pool_pre_ping``.
         lifo: ``pool_use_lifo``.
         resets: The pool itself sends something when a connection comes back (``pool_reset_on_return``).
+        queues: Callers queue while it is at its limit, if it has one.
     """
 
     size: float
@@ -42,6 +43,7 @@ class PoolSettings:
     pre_ping: bool
     lifo: bool
     resets: bool
+    queues: bool
 
 
 def settings(pool: Pool) -> PoolSettings:
@@ -71,6 +73,7 @@ def settings(pool: Pool) -> PoolSettings:
         pre_ping=bool(pool._pre_ping),  # noqa: SLF001
         lifo=lifo,
         resets=getattr(pool._reset_on_return, "name", None) != "reset_none",  # noqa: SLF001
+        queues=isinstance(pool, QueuePool),
     )
 
 

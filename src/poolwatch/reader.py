@@ -11,8 +11,8 @@ from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from poolwatch import drivers, privates, server
-from poolwatch.catalog import BY_FIELD
+from poolwatch import checks, drivers, privates, server
+from poolwatch.catalog import BY_FIELD, CHECKS
 from poolwatch.hotpath import describe
 from poolwatch.snapshot import Connection, PoolSnapshot, census
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from poolwatch.slot import Slot
 
 
+# No pool has one in this version; dashboards join on the label.
+_GUARD = False
+
+
 class PoolReader:
     """Reads one pool.
 
@@ -37,13 +41,15 @@ class PoolReader:
         dialect: The engine's.
         losses: Its lost connections.
         timed: ``pool.connect()`` is timed; otherwise the families that need it are ``None``.
+        processes: How many worker processes have a pool like this; ``None`` if unknown.
     """
 
-    def __init__(self, ledger: Ledger, dialect: Dialect, losses: Losses, *, timed: bool) -> None:
+    def __init__(self, ledger: Ledger, dialect: Dialect, losses: Losses, *, timed: bool, processes: int | None) -> None:
         self._ledger = ledger
         self._driver = drivers.driver_of(dialect)
         self._losses = losses
         self._timed = timed
+        self._processes = processes
         self.restart()
         self.configure(None, per_connection=False)
 
@@ -160,6 +166,20 @@ class PoolReader:
         for slot, _ in live:
             for source, seconds in slot.limits.items():
                 limits[source] = min(seconds, limits.get(source, inf))
+        fatal = ledger.deadly()
+        problems = checks.find(
+            checks.Facts(
+                settings=settings,
+                guard=_GUARD,
+                pings=all(slot.pings for slot, _ in live),
+                asked=any(slot.asked for slot, _ in live),
+                served=server.is_served(engine.dialect, engine.url),
+                idle_limit=server.limit_of(limits, in_transaction=False),
+                fatal=fatal,
+                max_connections=ledger.max_connections,
+                processes=self._processes,
+            )
+        )
         checkout_durations = durations["checkout_duration_seconds"]
         snapshot = PoolSnapshot(
             connections=found.connections,
@@ -176,7 +196,8 @@ class PoolReader:
             inactivity_limit_seconds=limits,
             server_max_connections=ledger.max_connections,
             longest_survived_inactivity_seconds=ledger.survived or None,
-            shortest_fatal_inactivity_seconds=ledger.deadly(),
+            shortest_fatal_inactivity_seconds=fatal,
+            config_problem=dict.fromkeys(CHECKS, 0) | {problem.check: 1 for problem in problems},
             checkouts_total=counts["checkouts_total",],
             checkout_waits_total=counts["checkout_waits_total",] if self._timed else None,
             checkout_failures_total=_by_label("checkout_failures_total", counts) if self._timed else None,
@@ -251,8 +272,7 @@ def _info(engine: Engine, settings: privates.PoolSettings) -> dict[str, str]:
         "pool_class": type(engine.pool).__name__,
         "server": server.address(engine.url),
         "pre_ping": str(settings.pre_ping).lower(),
-        # No pool has one in this version; dashboards join on the label.
-        "guard": "false",
+        "guard": str(_GUARD).lower(),
         "lifo": str(settings.lifo).lower(),
     }
     return facts

@@ -37,6 +37,7 @@ _SOURCES = ("idle_session_timeout", "idle_in_transaction_session_timeout")
 # https://dev.mysql.com/doc/mysql-errors/8.0/en/error-message-elements.html
 _SERVER_ERRORS, _CLIENT_ERRORS = 1000, range(2000, 3000)
 
+_NOWHERE = "unknown"
 _PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
 
@@ -168,9 +169,14 @@ def address(url: URL) -> str:
         if isinstance(value, str):
             return value
     if url.host is None:
-        return "unknown"
+        return _NOWHERE
     port = url.port or _PORTS.get(url.get_backend_name())
     return f"{url.host}:{port}" if port else url.host
+
+
+def is_served(dialect: Dialect, url: URL) -> bool:
+    """Tell whether there is a server: one that we ask, or an address; SQLite's databases are files."""
+    return _family(dialect) in _QUESTIONS or address(url) != _NOWHERE
 
 
 def _family(dialect: Dialect) -> str:

@@ -82,6 +82,7 @@ class PoolSnapshot:
     server_max_connections: int | None
     longest_survived_inactivity_seconds: float | None
     shortest_fatal_inactivity_seconds: float | None
+    config_problem: Mapping[str, int]
     checkouts_total: int
     checkout_waits_total: int | None
     checkout_failures_total: Mapping[str, int] | None
