@@ -13,9 +13,7 @@ from poolwatch.checks import Facts, find, worker_processes
 from poolwatch.privates import PoolSettings
 
 # SQLAlchemy's defaults on a server that sets no limit.
-QUEUE = PoolSettings(
-    size=5, limit=15, recycle=inf, timeout=30.0, pre_ping=False, lifo=False, resets=True, queues=True
-)
+QUEUE = PoolSettings(size=5, limit=15, recycle=inf, timeout=30.0, pre_ping=False, lifo=False, resets=True, queues=True)
 FACTS = Facts(
     settings=QUEUE,
     guard=False,
