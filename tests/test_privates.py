@@ -38,6 +38,7 @@ INF = float("inf")
         ({"max_overflow": -1}, (5, INF, INF, 30.0, False, False, True, True)),
         ({"pool_recycle": 0}, (5, 15, 0, 30.0, False, False, True, True)),
         ({"pool_timeout": None}, (5, 15, INF, INF, False, False, True, True)),
+        ({"pool_timeout": "4"}, (5, 15, INF, 4.0, False, False, True, True)),
     ],
 )
 def test_settings_of_a_queue(options: dict[str, Any], expected: tuple[float, ...]) -> None:

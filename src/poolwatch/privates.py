@@ -55,8 +55,9 @@ def settings(pool: Pool) -> PoolSettings:
         # pool_size=0 makes SQLAlchemy set this to -1 too.
         overflow: int = pool._max_overflow  # noqa: SLF001
         limit = inf if overflow < 0 else size + overflow
-        wait: float | None = pool._timeout  # noqa: SLF001
-        timeout = inf if wait is None else wait
+        # SQLAlchemy takes text too, as the environment has it, until somebody waits.
+        wait: float | str | None = pool._timeout  # noqa: SLF001
+        timeout = inf if wait is None else float(wait)
         lifo = bool(pool._pool.use_lifo)  # noqa: SLF001
     elif isinstance(pool, NullPool):
         size = 0
