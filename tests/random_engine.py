@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from poolwatch.catalog import CLOSED, FAILURES, REPLACED
+from poolwatch.labels import CLOSED, FAILURES, REPLACED
 from random_driver import ERRORS, Caller, Driver, connect, detach, handle, use
 from random_model import Model, meets
 from support import assert_books, moved, until

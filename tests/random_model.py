@@ -9,7 +9,7 @@ from math import inf
 
 import sqlalchemy
 
-from poolwatch.catalog import REPLACED, STATES
+from poolwatch.labels import REPLACED, STATES
 
 AGED = 1_000_000
 # What can refuse a connection at checkout, in this order, and the reason for which it is closed then.

@@ -16,12 +16,13 @@ SOURCE = Path(poolwatch.__file__).parent
 # From the ground up; a module imports only from floors below its own.
 FLOORS: dict[str, int] = {
     "errors": 0,
-    "catalog": 0,
+    "labels": 0,
     "histogram": 0,
     "slot": 0,
-    "ledger": 1,
+    "catalog": 1,
     "snapshot": 1,
     "arguments": 1,
+    "ledger": 2,
     "privates": 2,
     "drivers": 2,
     "deadline": 2,
@@ -47,6 +48,7 @@ FLOORS: dict[str, int] = {
 }
 THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
+    "labels": set(),
     "catalog": set(),
     "histogram": set(),
     "slot": set(),

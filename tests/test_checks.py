@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from poolwatch.catalog import CHECKS
 from poolwatch.checks import Facts, find, worker_processes
+from poolwatch.labels import CHECKS
 from poolwatch.privates import PoolSettings
 
 # SQLAlchemy's defaults on a server that sets no limit.

@@ -12,7 +12,7 @@ from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadP
 
 from poolwatch import server as poolwatch_server
 from poolwatch import watch
-from poolwatch.catalog import CHECKS
+from poolwatch.labels import CHECKS
 from proxies import Proxy
 from support import moved, use
 from variants import VARIANTS, on_each

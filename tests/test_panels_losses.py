@@ -10,8 +10,8 @@ from sqlalchemy.exc import DBAPIError
 
 from panels_stage import PATIENCE, RATE_MINUTES, Pool, Stage, pools_of, staged
 from panels_support import LOSSES, declared, shows
-from poolwatch.catalog import CAUSES
 from poolwatch.demo.servers import MariaDB, poll
+from poolwatch.labels import CAUSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

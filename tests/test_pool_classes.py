@@ -47,7 +47,7 @@ from pool_scenes import (
     used_twice,
 )
 from poolwatch import watch
-from poolwatch.catalog import REPLACED
+from poolwatch.labels import REPLACED
 from random_driver import Driver
 from support import moved
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from poolwatch import ledger as books
-from poolwatch.catalog import CLOSED, REPLACED
+from poolwatch.labels import CLOSED, REPLACED
 from poolwatch.ledger import Ledger
 from poolwatch.slot import Retirement, Slot
 from random_seeds import run_of

@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from poolwatch.catalog import RISKS, STATES
+from poolwatch.labels import RISKS, STATES
 from poolwatch.snapshot import Connection, census
 
 NOW = 1_000_000.0

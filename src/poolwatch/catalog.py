@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from poolwatch.labels import CAUSES, CHECKS, CLOSED, FAILURES, PHASES, REPLACED, RISKS, STATES
+
 PREFIX = "sqlalchemy_pool_"
 
 Kind = Literal["gauge", "counter", "histogram", "info"]
@@ -56,48 +58,6 @@ class Metric:
         """The family's name as exported."""
         return PREFIX + self.field
 
-
-# The first nine are also reasons of a reconnect: another connection takes the place of the one that went.
-REPLACED = (
-    "recycle",
-    "pool_invalidated",
-    "soft_invalidated",
-    "invalidated",
-    "disconnect",
-    "pre_ping",
-    "guard_dead",
-    "guard_deadline",
-    "cancelled",
-)
-CLOSED = (
-    *REPLACED,
-    "reset_failed",
-    "overflow",
-    "unpooled",
-    "disposed",
-    "detached",
-    "leaked",
-    "failed",
-    "other",
-)
-STATES = ("checked_out", "idle", "condemned", "dead")
-RISKS = ("safe", "unknown", "protected", "soon", "imminent", "expired", "dead")
-FAILURES = ("timeout", "connect", "cancelled", "other")
-CAUSES = ("inactivity", "killed", "shutdown", "network", "unknown")
-PHASES = ("in_use", "ping_failed", "pre_ping", "guard", "return")
-CHECKS = (
-    "recycle_unprotected",
-    "recycle_churn",
-    "guard_and_pre_ping",
-    "pre_ping_broken",
-    "lifo_tail",
-    "unlimited_overflow",
-    "process_over_server",
-    "fleet_over_server",
-    "limit_unknown",
-    "hidden_limit",
-    "pool_cannot_queue",
-)
 
 # Idle limits people really set: load balancers' 60 and 350 s, the defaults of proxies, MySQL's 8 hours.
 _IDLE = (1.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0)

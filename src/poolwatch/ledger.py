@@ -13,8 +13,9 @@ from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from poolwatch.catalog import BY_FIELD, REPLACED
+from poolwatch.catalog import BY_FIELD
 from poolwatch.histogram import Histogram
+from poolwatch.labels import REPLACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

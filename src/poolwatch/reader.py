@@ -12,8 +12,9 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from poolwatch import checks, drivers, privates, server
-from poolwatch.catalog import BY_FIELD, CHECKS
+from poolwatch.catalog import BY_FIELD
 from poolwatch.hotpath import describe
+from poolwatch.labels import CHECKS
 from poolwatch.snapshot import Connection, PoolSnapshot, census
 
 if TYPE_CHECKING:

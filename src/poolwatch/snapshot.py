@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
-from poolwatch.catalog import RISKS, STATES
+from poolwatch.labels import RISKS, STATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

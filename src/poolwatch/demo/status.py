@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from poolwatch.catalog import PREFIX, REPLACED
+from poolwatch.catalog import PREFIX
+from poolwatch.labels import REPLACED
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
