@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ def assert_books(snapshot: PoolSnapshot) -> None:
     assert snapshot.checkout_failures_total is not None
     assert durations.count == checkouts + snapshot.checkout_failures_total["timeout"]
     assert sum(snapshot.timeout_risk_connections.values()) == sum(snapshot.connections.values())
+    assert sum(snapshot.route_checkouts_total.values()) == checkouts
+    seconds, ended = sum(snapshot.route_hold_seconds_total.values()), snapshot.hold_duration_seconds.sum
+    assert math.isclose(seconds, ended, abs_tol=1e-6) if not checked_out else seconds > ended - 1e-6
     assert snapshot.pending_checkouts == 0
     assert snapshot.internal_errors_total == 0
 

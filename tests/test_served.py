@@ -55,6 +55,7 @@ def test_scrape(mariadb: MariaDB, registry: CollectorRegistry, root_path: str) -
         assert 200 == answer.status_code
         assert 'sqlalchemy_pool_checkouts_total{pool="app"} 1.0' in answer.text
         assert 'sqlalchemy_pool_connections{pool="app",state="idle"} 1.0' in answer.text
+        assert 'sqlalchemy_pool_route_checkouts_total{method="GET",pool="app",route="/"} 1.0' in answer.text
         assert 1 == len(watches(registry))
     assert [] == watches(registry)
 

@@ -103,3 +103,14 @@ def authorize(value: object) -> None:
     if value is not None and not callable(value):
         msg = f"authorize must be a function of the scope, got {type(value).__name__}; leave it out for none"
         raise ArgumentTypeError(msg)
+
+
+def max_routes(value: object) -> int:
+    """Return *value* if it is a number of routes."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        msg = f"max_routes must be a whole number, got {type(value).__name__}; leave it out for 100"
+        raise ArgumentTypeError(msg)
+    if value < 0:
+        msg = f"max_routes must not be negative, got {value}; 0 tells no routes apart, leave it out for 100"
+        raise ArgumentError(msg)
+    return value

@@ -15,12 +15,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from poolwatch import privates
 from poolwatch.checks import worker_processes
 from poolwatch.errors import WatchClosedError
-from poolwatch.hotpath import describe
 from poolwatch.ledger import Ledger
 from poolwatch.listeners import PoolListeners
 from poolwatch.losses import Losses
 from poolwatch.reader import PoolReader
 from poolwatch.timing import TimedPool
+from poolwatch.trouble import describe
+from poolwatch.unreturned import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,11 +36,7 @@ logger = logging.getLogger("poolwatch")
 
 
 class Watch:
-    """One watched pool; made by :func:`watch`, ended by :meth:`close` or by leaving its ``with`` block.
-
-    Attributes:
-        name: The value of the label ``pool``.
-    """
+    """One watched pool; made by :func:`watch`, ended by :meth:`close` or by leaving its ``with`` block."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -52,13 +49,13 @@ class Watch:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.name = name
         self.options = options
         self._forget = forget
         self._engine = weakref.ref(engine)
         self._closed = self._attached = self._logged = False
         self._successor: Watch | None = None
         self._ledger = Ledger(clock=clock, wall=wall)
+        self.name = name
         self._prepare(engine)
         if after is None:
             self._attach(engine)
@@ -76,6 +73,15 @@ class Watch:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def name(self) -> str:
+        """The value of the label ``pool``."""
+        return self._ledger.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._ledger.name = name
 
     @property
     def leaving(self) -> bool:
@@ -97,6 +103,7 @@ class Watch:
         if self._closed or engine is None:
             msg = f"pool {self.name!r} is no longer watched; call watch(engine) again"
             raise WatchClosedError(msg)
+        settle(self._ledger)
         snapshot, trouble = self._reader.read(engine)
         if trouble is not None:
             self._log(trouble)

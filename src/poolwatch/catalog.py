@@ -62,6 +62,8 @@ class Metric:
 # Idle limits people really set: load balancers' 60 and 350 s, the defaults of proxies, MySQL's 8 hours.
 _IDLE = (1.0, 10.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0)
 
+_OWNER = (Label("method"), Label("route"))
+
 CATALOG: tuple[Metric, ...] = (
     Metric(
         "connections",
@@ -253,6 +255,12 @@ CATALOG: tuple[Metric, ...] = (
     Metric("pre_pings_total", "counter", "Pings that pool_pre_ping sent."),
     Metric("pre_ping_seconds_total", "counter", "Seconds that pings of pool_pre_ping took."),
     Metric("leaks_total", "counter", "Connections never given back that the garbage collector found."),
+    Metric(
+        "unreturned_total",
+        "counter",
+        "Connections still out when the request that took them had wholly ended, background tasks included; 0 without"
+        " the middleware.",
+    ),
     Metric("internal_errors_total", "counter", "Errors inside poolwatch that were kept from the application."),
     Metric(
         "checkout_duration_seconds",
@@ -283,6 +291,20 @@ CATALOG: tuple[Metric, ...] = (
         "histogram",
         "Age of a connection when it was closed.",
         buckets=(1.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0),
+    ),
+    Metric(
+        "route_checkouts_total",
+        "counter",
+        "Connections handed out to requests of this route, by its full template; unmatched: no route; other: beyond the"
+        " middleware's max_routes; none: outside a request.",
+        _OWNER,
+    ),
+    Metric(
+        "route_hold_seconds_total",
+        "counter",
+        "Seconds that requests of this route held connections, those still held included: its rate is how many the"
+        " route holds on average.",
+        _OWNER,
     ),
 )
 BY_FIELD = {metric.field: metric for metric in CATALOG}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from poolwatch.ledger import FOLD_AT
+from poolwatch.requests import current
+from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,20 +28,12 @@ def ignore(_reference: object) -> None:
     """Do nothing about an object that is gone."""
 
 
-def describe(where: str, error: Exception) -> str:
-    """Say where an error of our own came from, without its text, which may hold a statement or a password."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "unknown place"
-    return f"{type(error).__name__} in {where} at {place}"
-
-
 def checkout_listener(
     ledger: Ledger, rest: Callable[[Any, Any], None], *, pre_ping: bool, timed: bool
 ) -> Callable[[Any, Any, Any], None]:
     """Return the ``checkout`` listener; *rest* takes the first checkout of a connection, and unknown records."""
     clock, trouble, key = ledger.clock, ledger.trouble, ledger.key
+    request = current.get
 
     def on_checkout(dbapi: Any, record: Any, proxy: Any) -> None:
         try:
@@ -53,6 +47,7 @@ def checkout_listener(
                     ledger.survived = now - active
                 slot.active = now
             slot.arrived = True
+            slot.caller = request()
             # With a callback, because Python 3.15 clears those without one too late for us to see.
             slot.proxy = ref(proxy, ignore)
         except Exception as error:
@@ -81,6 +76,7 @@ def checkin_listener(
     """
     clock, trouble, key = ledger.clock, ledger.trouble, ledger.key
     observe, backlog = ledger.holds.observe, ledger.holds.backlog
+    note, noted = ledger.usage.note, ledger.usage.backlog
 
     def on_checkin(dbapi: Any, record: Any) -> None:
         try:
@@ -88,9 +84,14 @@ def checkin_listener(
             slot.returned = now = clock()
             held = slot.held
             if held is not None:
+                account = slot.account
                 slot.held = None
-                observe(now - held)
-                if len(backlog) >= FOLD_AT:
+                if account is None:
+                    observe(now - held)
+                else:
+                    note((account, now - held))
+                    account.gave_back(slot, now - held)
+                if len(backlog) >= FOLD_AT or len(noted) >= FOLD_AT:
                     ledger.relieve()
             slot.began = False
             if dbapi is None or slot.proxy() is None:

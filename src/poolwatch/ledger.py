@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from poolwatch.catalog import BY_FIELD
 from poolwatch.histogram import Histogram
 from poolwatch.labels import REPLACED
+from poolwatch.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from poolwatch.histogram import HistogramSnapshot
+    from poolwatch.requests import Account
     from poolwatch.slot import Slot
 
 FOLD_AT = 10_000
@@ -29,15 +31,23 @@ _JITTER = 0.01
 _numbers = count()
 
 
+# A request that is over, a slot whose connection was still out on its behalf, and since when.
+Ending = tuple["Account", "Slot", float]
+
+
 class Ledger:
     """Slots, counts and durations of one pool.
 
     Args:
         clock: Monotonic time in seconds.
         wall: Unix time in seconds.
+
+    Attributes:
+        name: The pool's.
     """
 
     def __init__(self, *, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self.name = ""
         self.clock = clock
         self.wall = wall
         # Where a record keeps its slot; a key of our own, because a closed watch may still be on its way out.
@@ -47,6 +57,8 @@ class Ledger:
         self.slots: dict[int, Slot] = {}
         # The pool objects that callers are inside connect() of, one entry a caller.
         self.pending: list[Any] = []
+        # What nobody has judged yet.
+        self.endings: list[Ending] = []
         self.max_connections: int | None = None
         # When an attempt to connect failed last.
         self.refused: float | None = None
@@ -57,7 +69,9 @@ class Ledger:
         self.checkouts = _histogram("checkout_duration_seconds")
         self.timeouts = _histogram("checkout_duration_seconds")
         self.connects = _histogram("connect_duration_seconds")
+        # Holds that began outside any request, and those on behalf of one.
         self.holds = _histogram("hold_duration_seconds")
+        self.usage = Usage(BY_FIELD["hold_duration_seconds"].buckets, self.trouble)
         self.idles = _histogram("idle_duration_seconds")
         self.lifetimes = _histogram("connection_lifetime_seconds")
         self._histograms = (
@@ -134,18 +148,30 @@ class Ledger:
         """Book a connection as closed, as above, and the end of its hold if there is one."""
         self.closed(slot, reason, serial)
         held, now = None, self.clock()
+        account = slot.account
         # Without a call in between, so that no other thread takes the same hold, or that of a later connection.
         if slot.serial == serial:
             held, slot.held = slot.held, None
         if held is not None:
-            self.holds.observe(now - held)
+            self.held(slot, account, now - held)
+
+    def held(self, slot: Slot, account: Account | None, seconds: float) -> None:
+        """Book a hold of *slot*'s connection that has ended, on behalf of *account*."""
+        if account is None:
+            self.holds.observe(seconds)
+            return
+        self.usage.note((account, seconds))
+        account.gave_back(slot, seconds)
 
     def handed_out(self, slot: Slot, now: float) -> None:
-        """Book a hold of *slot*'s connection that begins at *now*."""
+        """Book a hold of *slot*'s connection that begins at *now*, on behalf of who was seen to check it out."""
         slot.arrived = False
         if slot.held is not None:
-            self.holds.observe(now - slot.held)
+            self.held(slot, slot.account, now - slot.held)
+        slot.account = account = slot.caller
         slot.held = now
+        if account is not None:
+            account.took(slot, self)
         if slot.returned is not None:
             self.idles.observe(now - slot.returned)
             slot.returned = None
@@ -153,9 +179,10 @@ class Ledger:
     def given_back(self, slot: Slot, now: float) -> None:
         """Book the end of the hold of *slot*'s connection, if there is one."""
         slot.arrived = False
+        account = slot.account
         held, slot.held = slot.held, None
         if held is not None:
-            self.holds.observe(now - held)
+            self.held(slot, account, now - held)
 
     def deadly(self) -> float | None:
         """Return the shortest inactivity that was fatal and that none has survived; ``None`` if there was none."""
@@ -176,7 +203,7 @@ class Ledger:
             durations = {
                 "checkout_duration_seconds": self.checkouts.snapshot() + self.timeouts.snapshot(),
                 "connect_duration_seconds": self.connects.snapshot(),
-                "hold_duration_seconds": self.holds.snapshot(),
+                "hold_duration_seconds": self.holds.snapshot() + self.usage.durations.snapshot(),
                 "idle_duration_seconds": self.idles.snapshot(),
                 "connection_lifetime_seconds": self.lifetimes.snapshot(),
             }
@@ -186,14 +213,23 @@ class Ledger:
             counts["pre_pings_total",] += self.pings.snapshot().count
             return counts, durations, self._trouble
 
+    def read_usage(self) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
+        """Return checkouts and seconds held by method and route, open holds included, as of the last fold."""
+        now = self.clock()
+        with self._lock:
+            open_holds = [(slot.account, slot.held) for slot in list(self.slots.values())]
+            held = [(account, now - since) for account, since in open_holds if since is not None]
+            return self.usage.read(held, self.holds.snapshot())
+
     def restart(self) -> None:
         """Begin empty books, in a forked child; the lists stay the ones that writers know."""
         # A thread that is not in the child may have held it.
         self._lock = threading.Lock()
-        for held in (self.slots, self.pending, self._events, self._counts):
+        for held in (self.slots, self.pending, self.endings, self._events, self._counts):
             held.clear()
         for histogram in self._histograms:
             histogram.clear()
+        self.usage.clear()
         self.max_connections = self.refused = self.fatal = self._trouble = None
         self.survived = 0.0
 
@@ -210,6 +246,7 @@ class Ledger:
         self._counts.update(batch)
         for histogram in self._histograms:
             histogram.fold()
+        self.usage.fold()
 
 
 def _histogram(field: str) -> Histogram:

@@ -18,9 +18,10 @@ from poolwatch.activity import ActivityListeners
 from poolwatch.asking import LimitQuestion
 from poolwatch.closing import ClosingListeners
 from poolwatch.drivers import ping_works
-from poolwatch.hotpath import checkin_listener, checkout_listener, describe
+from poolwatch.hotpath import checkin_listener, checkout_listener
 from poolwatch.pings import Pings
 from poolwatch.records import settle, slot_for
+from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

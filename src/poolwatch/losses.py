@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from poolwatch.drivers import driver_of
-from poolwatch.hotpath import describe
 from poolwatch.server import limit_of
+from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -10,6 +10,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, make_asgi_app
 
 from poolwatch import arguments
 from poolwatch.errors import PoolwatchError
+from poolwatch.requests import Account, current
+from poolwatch.routes import Routes
+from poolwatch.unreturned import close
 from poolwatch.watch import watch, watches
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from poolwatch.attachment import Watch
 
 logger = logging.getLogger("poolwatch")
+
+REQUESTS = frozenset(("http", "websocket"))
 
 
 class PoolWatchMiddleware:
@@ -37,10 +42,11 @@ class PoolWatchMiddleware:
             has an endpoint of its own.
         registry: What is served, and where engines given here are registered.
         authorize: Called with the scope of each scrape, sync or async; a false answer is a 403.
+        max_routes: How many routes each pool tells apart; connections of any further one are counted as ``other``.
 
     Raises:
         ArgumentTypeError: An argument has the wrong type.
-        ArgumentError: *metrics_path* is no path below the root.
+        ArgumentError: *metrics_path* is no path below the root, or *max_routes* is negative.
     """
 
     def __init__(  # noqa: PLR0913
@@ -52,6 +58,7 @@ class PoolWatchMiddleware:
         metrics_path: str | None = "/metrics",
         registry: CollectorRegistry = REGISTRY,
         authorize: Callable[[Scope], bool | Awaitable[bool]] | None = None,
+        max_routes: int = 100,
     ) -> None:
         self.app = app
         self._engines = arguments.engine_list(engine, engines)
@@ -59,6 +66,8 @@ class PoolWatchMiddleware:
         self._registry = arguments.registry(registry)
         arguments.authorize(authorize)
         self._authorize = authorize
+        self._most = arguments.max_routes(max_routes)
+        self._routes = Routes()
         self._exposition = make_asgi_app(registry)
         self._made: list[Watch] | None = None
         self._warned = False
@@ -74,7 +83,21 @@ class PoolWatchMiddleware:
         if self._path is not None and scope["type"] == "http" and _path_below_root(scope) == self._path:
             await self._scrape(scope, receive, send)
             return
-        await self.app(scope, receive, send)
+        outer = current.get()
+        if scope["type"] not in REQUESTS or (outer is not None and outer.scope is scope):
+            # Of two of us around one application, the outer one knows when the request has ended.
+            await self.app(scope, receive, send)
+            return
+        account = Account(scope, self._routes, self._most)
+        current.set(account)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            # Without the token, which is of no use to who closes a coroutine in another context.
+            current.set(outer)
+            account.ended = True
+            if account.used:
+                close(account)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._watch()

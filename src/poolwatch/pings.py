@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from poolwatch.drivers import driver_of
-from poolwatch.hotpath import describe
 from poolwatch.losses import COUNTED
 from poolwatch.server import is_disconnect
+from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect

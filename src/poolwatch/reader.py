@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from poolwatch import checks, drivers, privates, server
 from poolwatch.catalog import BY_FIELD
-from poolwatch.hotpath import describe
 from poolwatch.labels import CHECKS
 from poolwatch.snapshot import Connection, PoolSnapshot, census
+from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -162,6 +162,7 @@ class PoolReader:
     ) -> tuple[PoolSnapshot, str | None]:
         ledger = self._ledger
         counts, durations, trouble = ledger.read()
+        route_checkouts, route_holds = ledger.read_usage()
         found = census((connection for _, connection in live), ledger.wall())
         limits: dict[str, float] = dict(self._configured)
         for slot, _ in live:
@@ -211,12 +212,15 @@ class PoolReader:
             pre_pings_total=counts["pre_pings_total",],
             pre_ping_seconds_total=ledger.pings.snapshot().sum,
             leaks_total=counts["leaks_total",],
+            unreturned_total=counts["unreturned_total",],
             internal_errors_total=counts["internal_errors_total",],
             checkout_duration_seconds=checkout_durations if self._timed else None,
             connect_duration_seconds=durations["connect_duration_seconds"],
             hold_duration_seconds=durations["hold_duration_seconds"],
             idle_duration_seconds=durations["idle_duration_seconds"],
             connection_lifetime_seconds=durations["connection_lifetime_seconds"],
+            route_checkouts_total=route_checkouts,
+            route_hold_seconds_total=route_holds,
             **(self._by_slot(settings, live) if self._per_connection else {}),
         )
         return snapshot, trouble

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from poolwatch.requests import Account
+
 
 class Retirement(NamedTuple):
     """A ``close`` event whose reason what follows decides.
@@ -38,6 +40,8 @@ class Slot:
         active: When the server last heard from the connection; ``None`` for one that was adopted and not yet used.
         returned: When it was last checked in.
         held: When it was last handed out, while it is out.
+        caller: The request that the last ``checkout`` event was seen in; ``None`` outside any.
+        account: The request on whose behalf it was last handed out; ``None`` if that is not known to be one.
         arrived: A ``checkout`` event fired and the caller does not have the connection yet.
         fresh: No checkout has been dispatched since the connection was established.
         asked: A checkout of this connection got as far as our listener, and the session's limits were asked for.
@@ -62,11 +66,13 @@ class Slot:
     """
 
     __slots__ = (
+        "account",
         "active",
         "arrived",
         "asked",
         "began",
         "began_before",
+        "caller",
         "dialing",
         "dropped",
         "ended",
@@ -115,6 +121,8 @@ class Slot:
         self.active: float | None = None
         self.returned: float | None = None
         self.held: float | None = None
+        self.caller: Account | None = None
+        self.account: Account | None = None
         self.arrived = False
         self.fresh = True
         self.asked = False

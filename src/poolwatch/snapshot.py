@@ -95,12 +95,15 @@ class PoolSnapshot:
     pre_pings_total: int
     pre_ping_seconds_total: float
     leaks_total: int
+    unreturned_total: int
     internal_errors_total: int
     checkout_duration_seconds: HistogramSnapshot | None
     connect_duration_seconds: HistogramSnapshot
     hold_duration_seconds: HistogramSnapshot
     idle_duration_seconds: HistogramSnapshot
     connection_lifetime_seconds: HistogramSnapshot
+    route_checkouts_total: Mapping[tuple[str, str], int]
+    route_hold_seconds_total: Mapping[tuple[str, str], float]
     connection_created_timestamp_seconds: Mapping[str, float] = field(default_factory=dict)
     connection_last_activity_timestamp_seconds: Mapping[str, float] = field(default_factory=dict)
     connection_deadline_timestamp_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import exc
 
 from poolwatch import privates
-from poolwatch.hotpath import describe
 from poolwatch.listeners import dialing
 from poolwatch.losses import COUNTED
 from poolwatch.server import is_from_server
+from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ class TimedPool:
     def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901
         ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
         enter, leave, stopped = pending.append, pending.remove, self._stopped
-        observe, observe_idle, observe_hold = ledger.checkouts.observe, ledger.idles.observe, ledger.holds.observe
+        observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
         original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
         queues = most < inf
 
@@ -106,8 +106,10 @@ class TimedPool:
                     now = clock()
                     # Some pools hand out again what a caller still holds, and report one return for both.
                     if slot.held is not None:
-                        observe_hold(now - slot.held)
-                    slot.held = now
+                        ledger.held(slot, slot.account, now - slot.held)
+                    slot.account, slot.held = slot.caller, now
+                    if slot.account is not None:
+                        slot.account.took(slot, ledger)
                     observe(now - began)
                     if slot.returned is not None:
                         observe_idle(now - slot.returned)

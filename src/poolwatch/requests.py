@@ -1,0 +1,69 @@
+"""Whose request this is: an account in a context variable, which a checkout finds and hangs on its connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Labels of what has no route of its own, and of what began outside any request.
+UNMATCHED = "unmatched"
+OTHER = "other"
+NOBODY = ("none", "none")
+
+
+class Account:
+    """One request, as the connections know it that are checked out on its behalf.
+
+    Threads and tasks that a request starts find it in their copies of its context, also after its end.
+
+    Attributes:
+        scope: The ASGI scope; ``None`` once the route is known.
+        route_of: Returns the method and the route's template of a scope.
+        most: How many routes a pool tells apart.
+        owner: Method and route's template; ``None`` until somebody needed it.
+        used: A connection was checked out on its behalf.
+        ended: The request is over, background tasks included.
+        taken: The slots of connections that are out on its behalf, each with the ledger of its pool.
+        missing: Those of them that were found out after the end, each with whether that was logged; ``None`` before.
+    """
+
+    __slots__ = ("ended", "missing", "most", "owner", "route_of", "scope", "taken", "used")
+
+    def __init__(self, scope: Any, route_of: Callable[[Any], tuple[str, str]], most: int) -> None:
+        self.scope = scope
+        self.route_of = route_of
+        self.most = most
+        self.owner: tuple[str, str] | None = None
+        self.used = self.ended = False
+        self.taken: dict[Any, Any] = {}
+        self.missing: dict[Any, bool] | None = None
+
+    def resolve(self) -> tuple[str, str]:
+        """Return method and route, which stay what they are from then on; the scope is let go."""
+        # In this order: another thread lets the scope go once there is an owner.
+        scope, owner = self.scope, self.owner
+        if owner is None:
+            owner = self.owner = self.route_of(scope)
+        if self.ended:
+            self.scope = None
+        return owner
+
+    def took(self, slot: Any, ledger: Any) -> None:
+        """Note that the connection of *slot* was handed out on its behalf."""
+        self.used = True
+        self.taken[slot] = ledger
+
+    def gave_back(self, slot: Any, seconds: float) -> None:
+        """Note that it is no longer out, after *seconds*."""
+        ledger = self.taken.pop(slot, None)
+        if self.missing and self.missing.pop(slot, False):
+            late.append((self, ledger, seconds))
+
+
+current: ContextVar[Account | None] = ContextVar("poolwatch.request", default=None)
+# Connections that came back after it was logged that they were out, for whoever may log next, with the seconds.
+late: deque[tuple[Account, Any, float]] = deque(maxlen=1000)

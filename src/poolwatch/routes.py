@@ -1,0 +1,180 @@
+"""The full template of the route that a request went to, as the application's code has it; never a path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from starlette.routing import Host, Match, Mount
+
+from poolwatch.requests import OTHER, UNMATCHED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
+# What a mounted application that shows no routes is asked for.
+_ANYTHING = "/{path:path}"
+# How many mounts within mounts, and layers of middleware around an application, are looked through.
+_LAYERS = 20
+# How many endpoints that no route has make us look for new routes.
+_MISSES = 100
+
+
+class Node(NamedTuple):
+    """A route, or what leads to others.
+
+    Attributes:
+        matcher: What has ``matches(scope)``.
+        mark: What the router leaves in the scope when it has chosen it.
+        endpoint: What the scope has as ``endpoint`` then.
+        template: From the outermost router.
+        above: The nodes that lead here.
+        below: Where it leads; ``None`` for a route, or an application that shows no routes.
+    """
+
+    matcher: Any
+    mark: object
+    endpoint: object
+    template: str
+    above: tuple[Node, ...]
+    below: list[Node] | None
+
+
+class Routes:
+    """Finds the templates of one application's routes.
+
+    Called with a scope, returns its method and template. Reads what the router left in the scope; only what that does
+    not tell apart, or not yet, is matched once more. Raises what a route of the application's own making raises.
+    """
+
+    def __init__(self) -> None:
+        self._router: object = None
+        self._nodes: list[Node] = []
+        self._leaves: dict[int, list[Node]] = {}
+        # Kept, so that no other object gets the number of one that is gone.
+        self._missed: list[object] = []
+
+    def __call__(self, scope: Any) -> tuple[str, str]:
+        """Return one of the standard methods, ``WEBSOCKET`` or ``other``, and a template or ``unmatched``."""
+        if scope["type"] == "websocket":
+            method = "WEBSOCKET"
+        else:
+            method = scope["method"] if scope["method"] in METHODS else OTHER
+        return method, self._template(scope) or UNMATCHED
+
+    def _template(self, scope: Any) -> str | None:
+        # Middleware may give the router a scope of its own; the application is in ours before any of it runs.
+        router = scope.get("router") or getattr(scope.get("app"), "router", None)
+        if router is not self._router:
+            self._missed.clear()
+            self._learn(router)
+        endpoint = scope.get("endpoint")
+        leaves = self._leaves.get(id(endpoint))
+        if leaves is None and endpoint is not None and self._is_new(endpoint):
+            self._learn(router)
+            leaves = self._leaves.get(id(endpoint))
+        found = {each.template for each in leaves or ()}
+        if len(found) > 1:
+            found = {each.template for each in _chosen(leaves or (), scope)} or found
+        if len(found) == 1:
+            return found.pop()
+        # Else not routed yet, not by this router, or nowhere; or by several routes of one endpoint.
+        before = _unrouted(scope)
+        return _match_again(before, leaves or ()) or _match(before, self._nodes)
+
+    def _learn(self, router: object) -> None:
+        nodes = list(_nodes(_routes_of(router) or (), "", ()))
+        leaves: dict[int, list[Node]] = {}
+        for node in _leaves(nodes):
+            if node.endpoint is not None:
+                leaves.setdefault(id(node.endpoint), []).append(node)
+        self._nodes, self._leaves, self._router = nodes, leaves, router
+
+    def _is_new(self, endpoint: object) -> bool:
+        if len(self._missed) >= _MISSES or any(each is endpoint for each in self._missed):
+            return False
+        self._missed.append(endpoint)
+        return True
+
+
+def _nodes(routes: Iterable[Any], prefix: str, above: tuple[Node, ...]) -> Iterator[Node]:
+    for route in routes:
+        # FastAPI 0.137 and later keep an included router as one route; these are its own, with all prefixes.
+        contexts = getattr(route, "effective_route_contexts", None)
+        if contexts is None:
+            yield _node(route, route, prefix, above)
+        else:
+            for each in contexts():
+                yield _node(each.starlette_route or each, each, prefix, above)
+
+
+def _node(matcher: Any, mark: object, prefix: str, above: tuple[Node, ...]) -> Node:
+    template = prefix + (getattr(matcher, "path", None) or "")
+    if not isinstance(matcher, (Mount, Host)):
+        return Node(matcher, mark, getattr(matcher, "endpoint", None), template or "/", above, None)
+    routes = _routes_of(matcher.app) if len(above) < _LAYERS else None
+    if routes is None:
+        return Node(matcher, mark, matcher.app, template + _ANYTHING, above, None)
+    below: list[Node] = []
+    node = Node(matcher, mark, matcher.app, template, above, below)
+    below += _nodes(routes, template, (*above, node))
+    return node
+
+
+def _routes_of(app: Any) -> Sequence[Any] | None:
+    """Return the routes of *app* or, of what middleware is around it, the application inside; ``None`` if unknown."""
+    for _ in range(_LAYERS):
+        routes = getattr(app, "routes", None)
+        if isinstance(routes, Sequence) and all(hasattr(each, "matches") for each in routes):
+            return routes
+        app = getattr(app, "app", None)
+    return None
+
+
+def _leaves(nodes: Iterable[Node]) -> Iterator[Node]:
+    for node in nodes:
+        if node.below is None:
+            yield node
+        else:
+            yield from _leaves(node.below)
+
+
+def _chosen(leaves: Iterable[Node], scope: Any) -> list[Node]:
+    marks = (scope.get("route"), (scope.get("fastapi") or {}).get("effective_route_context"))
+    return [each for each in leaves if any(each.mark is mark for mark in marks)]
+
+
+def _unrouted(scope: Any) -> dict[str, Any]:
+    """Return *scope* as it was before any router saw it."""
+    before = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path", "")), "path_params": {}}
+    before.pop("fastapi", None)
+    return before
+
+
+def _match(scope: dict[str, Any], nodes: Iterable[Node]) -> str | None:
+    """Return the template of the route that a router with *nodes* would choose; ``None`` if it has none."""
+    partial = None
+    for node in nodes:
+        match, child = node.matcher.matches(scope)
+        if match is Match.FULL:
+            return node.template if node.below is None else _match({**scope, **child}, node.below)
+        if match is Match.PARTIAL and partial is None:
+            partial = node.template
+    return partial
+
+
+def _match_again(scope: dict[str, Any], leaves: Iterable[Node]) -> str | None:
+    """Return the template of the first of *leaves* that *scope* leads to."""
+    partial = None
+    for leaf in leaves:
+        match, inner = Match.FULL, scope
+        for node in (*leaf.above, leaf):
+            if match is not Match.NONE:
+                match, child = node.matcher.matches(inner)
+                inner = {**inner, **child}
+        if match is Match.FULL:
+            return leaf.template
+        if match is Match.PARTIAL and partial is None:
+            partial = leaf.template
+    return partial

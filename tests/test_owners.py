@@ -1,0 +1,313 @@
+"""Whose connection it is: on a real database, whatever a request does with its sessions, threads and tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+
+from asgi import Events, client
+from poolwatch import PoolWatchMiddleware, watch
+from poolwatch.requests import NOBODY, current
+from support import assert_books, until, use
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from starlette.requests import Request
+    from starlette.websockets import WebSocket
+
+    from poolwatch import Watch
+    from poolwatch.demo.servers import MariaDB
+
+    MakeEngine = Callable[..., AsyncEngine]
+
+pytestmark = pytest.mark.anyio
+
+POOL_SIZE = 2
+
+
+class Shop:
+    """An application that uses two engines in every way.
+
+    Attributes:
+        holding: A request that hangs holds its connection.
+        go_on: What it waits for.
+        tasks: What requests leave running.
+        leaked: Connections that are never given back; to be forgotten.
+    """
+
+    def __init__(self, engine: AsyncEngine, sync_engine: Engine) -> None:
+        self.engine = engine
+        self.sync_engine = sync_engine
+        self.holding, self.go_on = asyncio.Event(), asyncio.Event()
+        self.tasks: list[asyncio.Task[object]] = []
+        self.leaked: list[Any] = []
+        routes = [
+            Route("/async/{id}", self.plain),
+            Route("/sync", self.sync),
+            Route("/stream", self.stream),
+            Route("/background", self.background),
+            Route("/child", self.child),
+            Route("/several", self.several, methods=["POST"]),
+            Route("/hang", self.hang),
+            Route("/leak", self.leak),
+            Route("/collect", self.collect),
+            Route("/nothing", self.nothing),
+            WebSocketRoute("/talk", self.talk),
+        ]
+        self.app = Starlette(routes=[Mount("/{tenant}", routes=routes)])
+
+    async def plain(self, _request: Request) -> PlainTextResponse:
+        """Use a connection."""
+        return PlainTextResponse(str(await use(self.engine)))
+
+    def sync(self, _request: Request) -> PlainTextResponse:
+        """Use one in a thread."""
+        with self.sync_engine.connect() as connection:
+            return PlainTextResponse(str(connection.scalar(text("SELECT 1"))))
+
+    async def stream(self, _request: Request) -> StreamingResponse:
+        """Use one while the answer goes out."""
+
+        async def lines() -> AsyncIterator[str]:
+            async with AsyncSession(self.engine) as session:
+                yield str(await session.scalar(text("SELECT 1")))
+
+        return StreamingResponse(lines())
+
+    async def background(self, _request: Request) -> PlainTextResponse:
+        """Use one once the answer is out."""
+        return PlainTextResponse("later", background=BackgroundTask(use, self.engine))
+
+    async def child(self, _request: Request) -> PlainTextResponse:
+        """Start a task that uses one after the request."""
+
+        async def later() -> object:
+            await self.go_on.wait()
+            return await use(self.engine)
+
+        self.tasks.append(asyncio.create_task(later()))
+        return PlainTextResponse("started")
+
+    async def several(self, _request: Request) -> PlainTextResponse:
+        """Use several at once, of two pools."""
+        async with AsyncSession(self.engine) as one, AsyncSession(self.engine) as other:
+            await asyncio.gather(one.execute(text("SELECT 1")), other.execute(text("SELECT 1")))
+            await asyncio.gather(*(asyncio.to_thread(self.sync, _request) for _ in range(2)))
+        return PlainTextResponse("done")
+
+    async def hang(self, _request: Request) -> PlainTextResponse:
+        """Keep one for long."""
+        async with self.engine.connect():
+            self.holding.set()
+            await self.go_on.wait()
+        return PlainTextResponse("at last")
+
+    async def leak(self, _request: Request) -> PlainTextResponse:
+        """Keep one for ever."""
+        self.leaked.append(await self.engine.connect())
+        return PlainTextResponse("kept")
+
+    async def collect(self, _request: Request) -> PlainTextResponse:
+        """Lose what others keep, while using one."""
+        async with self.engine.connect():
+            self.leaked.clear()
+            gc.collect()
+        return PlainTextResponse("collected")
+
+    async def nothing(self, _request: Request) -> PlainTextResponse:
+        """Use none."""
+        return PlainTextResponse("nothing")
+
+    async def talk(self, websocket: WebSocket) -> None:
+        """Use one in a conversation."""
+        await websocket.accept()
+        await use(self.engine)
+        await websocket.close()
+
+
+class Stage:
+    """The shop with the middleware, and what its two pools say."""
+
+    def __init__(self, shop: Shop, registry: CollectorRegistry) -> None:
+        self.shop = shop
+        self.watches: list[Watch] = [
+            watch(engine, name=name, registry=registry)
+            for name, engine in (("async", shop.engine), ("sync", shop.sync_engine))
+        ]
+        self.app: Any = PoolWatchMiddleware(shop.app, registry=registry)
+        self.http = client(self.app)
+
+    async def get(self, page: str, method: str = "GET") -> None:
+        """Make a request of the tenant ``blue``."""
+        assert 200 == (await self.http.request(method, f"/blue/{page}")).status_code
+
+    def owners(self, pool: int = 0) -> dict[tuple[str, str], int]:
+        """Return who checked out of a pool, after a look at all of its books."""
+        snapshot = self.watches[pool].snapshot()
+        assert_books(snapshot)
+        assert set(snapshot.route_checkouts_total) == set(snapshot.route_hold_seconds_total)
+        return dict(snapshot.route_checkouts_total)
+
+
+@pytest.fixture
+async def stage(mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry) -> AsyncIterator[Stage]:
+    """Return the stage; at the end nobody is left in the context variable."""
+    sync_engine = create_engine(mariadb.url().replace("aiomysql", "pymysql"))
+    made = Stage(Shop(make_engine(pool_size=POOL_SIZE, max_overflow=0), sync_engine), registry)
+    yield made
+    made.shop.leaked.clear()
+    await made.http.aclose()
+    sync_engine.dispose()
+    assert current.get() is None
+
+
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("page", ["async", "stream", "background"])
+async def test_one_request(stage: Stage, page: str, *, around: bool) -> None:
+    """What a request takes is its route's: while it runs, while it answers, and after that."""
+    if around:
+        stage.shop.app.add_middleware(BaseHTTPMiddleware, dispatch=_through)
+    suffix, template = ("/5", "/{id}") if page == "async" else ("", "")
+    for times in (1, 2):
+        await stage.get(page + suffix)
+        assert {("GET", f"/{{tenant}}/{page}{template}"): times} == stage.owners()
+
+
+async def _through(request: Any, call_next: Any) -> Any:
+    return await call_next(request)
+
+
+async def test_threads(stage: Stage) -> None:
+    """A sync endpoint runs in a thread, and its connections are its own."""
+    await asyncio.gather(*(stage.get("sync") for _ in range(3)))
+    assert ({}, {("GET", "/{tenant}/sync"): 3}) == (stage.owners(0), stage.owners(1))
+
+
+async def test_several_sessions_and_pools(stage: Stage) -> None:
+    """Each pool counts what was taken from it, by task or by thread."""
+    await stage.get("several", "POST")
+    assert [{("POST", "/{tenant}/several"): 2}] * 2 == [stage.owners(0), stage.owners(1)]
+
+
+async def test_a_task_that_outlives_its_request(stage: Stage) -> None:
+    """What it takes after the request is still the route's that started it; and is not unreturned."""
+    await stage.get("child")
+    assert {} == stage.owners()
+    stage.shop.go_on.set()
+    await stage.shop.tasks[0]
+    assert {("GET", "/{tenant}/child"): 1} == stage.owners()
+    assert 0 == stage.watches[0].snapshot().unreturned_total
+
+
+async def test_outside_any_request(stage: Stage) -> None:
+    """What is taken before, between and after requests is nobody's."""
+    await use(stage.shop.engine)
+    await stage.get("async/5")
+    await use(stage.shop.engine)
+    assert {NOBODY: 2, ("GET", "/{tenant}/async/{id}"): 1} == stage.owners()
+
+
+async def test_requests_beside_each_other(stage: Stage) -> None:
+    """Many requests at once do not mix up their connections."""
+    pages = {"async/1": "/async/{id}", "stream": "/stream", "background": "/background"}
+    await asyncio.gather(*(stage.get(page) for page in pages for _ in range(7)), *(use(stage.shop.engine),) * 1)
+    expected = {("GET", f"/{{tenant}}{route}"): 7 for route in pages.values()}
+    assert expected | {NOBODY: 1} == stage.owners()
+
+
+async def test_while_a_request_hangs(stage: Stage) -> None:
+    """Its seconds grow while it holds the connection, at the rate of one a second, and stay when it gives it back."""
+    hanging = asyncio.create_task(stage.get("hang"))
+    (watched, _), owner = stage.watches, ("GET", "/{tenant}/hang")
+    await until(lambda: watched.snapshot().connections["checked_out"] == 1, "a connection that is out")
+    assert {owner: 1} == watched.snapshot().route_checkouts_total
+    clock = watched._ledger.clock
+    before, began = watched.snapshot().route_hold_seconds_total[owner], clock()
+    await asyncio.sleep(0.1)
+    grown, took = watched.snapshot().route_hold_seconds_total[owner] - before, clock() - began
+    assert pytest.approx(took, abs=0.05) == grown
+    assert 0.1 <= grown
+    stage.shop.go_on.set()
+    await hanging
+    assert {owner: 1} == stage.owners()
+    assert before + grown <= watched.snapshot().route_hold_seconds_total[owner]
+
+
+async def test_before_it_is_routed(stage: Stage) -> None:
+    """A connection that middleware holds is the route's that the request is on its way to, also when read then."""
+    seen: list[dict[tuple[str, str], int]] = []
+
+    async def dispatch(request: Any, call_next: Any) -> Any:
+        async with stage.shop.engine.connect():
+            seen.append(dict(stage.watches[0].snapshot().route_checkouts_total))
+            return await call_next(request)
+
+    stage.shop.app.add_middleware(BaseHTTPMiddleware, dispatch=dispatch)
+    await stage.get("nothing")
+    await stage.http.get("/secret/4711")
+    nothing = {("GET", "/{tenant}/nothing"): 1}
+    assert [nothing, nothing | {("GET", "unmatched"): 1}] == seen
+    assert seen[1] == stage.owners()
+
+
+async def test_a_websocket(stage: Stage) -> None:
+    """It has a method of its own."""
+    server = Events({"type": "websocket.connect"})
+    scope = {"type": "websocket", "path": "/blue/talk", "headers": [], "query_string": b"", "subprotocols": []}
+    await stage.app(scope, server.receive, server.send)
+    assert {("WEBSOCKET", "/{tenant}/talk"): 1} == stage.owners()
+
+
+@pytest.mark.filterwarnings("ignore:.*garbage collector is trying to clean up.*")
+async def test_a_leak_that_another_request_finds(stage: Stage) -> None:
+    """A connection that is collected while another request runs is charged to the one that took it."""
+    await stage.get("leak")
+    await asyncio.sleep(0.2)
+    await stage.get("collect")
+    snapshot = stage.watches[0].snapshot()
+    assert {("GET", "/{tenant}/leak"): 1, ("GET", "/{tenant}/collect"): 1} == stage.owners()
+    seconds = snapshot.route_hold_seconds_total
+    assert 1 == snapshot.leaks_total
+    assert seconds["GET", "/{tenant}/leak"] >= 0.2 > seconds["GET", "/{tenant}/collect"]
+
+
+async def test_a_late_watch(stage: Stage, registry: CollectorRegistry) -> None:
+    """What was out before we listened is nobody's; what was being waited for then is its request's, whoever reads."""
+    engine = stage.shop.engine
+    stage.watches.pop(0).close()
+    held = [await engine.connect() for _ in range(POOL_SIZE)]
+    hanging = asyncio.create_task(stage.get("hang"))
+    await asyncio.sleep(0)
+    stage.watches.insert(0, watch(engine, name="again", registry=registry))
+    assert {NOBODY: 2} == stage.owners()
+    for each in held:
+        await each.close()
+    await stage.shop.holding.wait()
+    owner = ("GET", "/{tenant}/hang")
+    assert {NOBODY: 2, owner: 1} == stage.owners()
+    stage.shop.go_on.set()
+    await hanging
+    assert {NOBODY: 2, owner: 1} == stage.owners()
+
+
+async def test_cap(stage: Stage, registry: CollectorRegistry) -> None:
+    """max_routes bounds what each pool tells apart."""
+    stage.http = client(PoolWatchMiddleware(stage.shop.app, registry=registry, max_routes=1))
+    for page in ("async/5", "stream", "background", "async/6", "sync"):
+        await stage.get(page)
+    assert {("GET", "/{tenant}/async/{id}"): 2, ("GET", "other"): 2} == stage.owners(0)
+    assert {("GET", "/{tenant}/sync"): 1} == stage.owners(1)

@@ -1,0 +1,306 @@
+"""Connections that are still out when their request is over: counted once, told once in a while, never guessed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from asgi import client
+from poolwatch import PoolWatchMiddleware, requests, unreturned, watch
+from poolwatch.ledger import Ledger
+from support import assert_books, until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import httpx
+    from prometheus_client import CollectorRegistry
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from poolwatch import Watch
+
+    MakeEngine = Callable[..., AsyncEngine]
+    Work = Callable[[], Awaitable[object]]
+
+pytestmark = pytest.mark.anyio
+
+
+class Stage:
+    """A watched pool, and an application whose one page does what a test says.
+
+    Attributes:
+        held: Connections that were taken.
+    """
+
+    def __init__(self, engine: AsyncEngine, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+        self.engine = engine
+        self.watched: Watch = watch(engine, name="orders", registry=registry)
+        self.held: list[AsyncConnection] = []
+        self._caplog = caplog
+        self._registry = registry
+
+    async def take(self) -> None:
+        """Take a connection."""
+        self.held.append(await self.engine.connect())
+
+    async def give_back(self) -> None:
+        """Give one back."""
+        await self.held.pop().close()
+
+    async def request(self, work: Work, background: Work | None = None) -> httpx.Response:
+        """Make a request that does *work*, and *background* once it is answered."""
+
+        async def page(_request: Any) -> PlainTextResponse:
+            await work()
+            return PlainTextResponse("done", background=None if background is None else BackgroundTask(background))
+
+        inner = Starlette(routes=[Route("/{page}", page)])
+        inner.add_middleware(PoolWatchMiddleware, metrics_path=None)
+        app: Any = PoolWatchMiddleware(Starlette(routes=[Mount("/shop", inner)]), registry=self._registry)
+        async with client(app) as http:
+            return await http.get("/shop/buy")
+
+    def count(self) -> int:
+        """Return how many were found, after a look at the books."""
+        snapshot = self.watched.snapshot()
+        assert_books(snapshot)
+        return snapshot.unreturned_total
+
+    def lines(self) -> list[str]:
+        """Return what was logged since the last time."""
+        found = [each.getMessage() for each in self._caplog.records if each.name == "poolwatch"]
+        self._caplog.clear()
+        return found
+
+    async def judged(self) -> None:
+        """Wait until no request is left that was not judged."""
+        await until(lambda: not self.watched._ledger.endings, "a judgement without a reader")
+
+
+@pytest.fixture
+async def stage(
+    make_engine: MakeEngine,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    """Return the stage; nothing was logged before."""
+    monkeypatch.setattr(unreturned, "_lines", {})
+    monkeypatch.setattr(unreturned, "MOMENT", 0.05)
+    made = Stage(make_engine(), registry, caplog)
+    yield made
+    while made.held:
+        await made.give_back()
+    assert not made.watched._ledger.endings
+    requests.late.clear()
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_left_out(stage: Stage, *, read: bool) -> None:
+    """It is counted once and told once, by who reads or a moment later; and once more when it comes back."""
+    await stage.request(stage.take)
+    if not read:
+        await stage.judged()
+        (line,) = stage.lines()
+        assert "GET /shop/{page} is over and a connection of pool 'orders' is still out" in line
+    for _ in range(3):
+        assert 1 == stage.count()
+    assert int(read) == len(stage.lines())
+    await stage.give_back()
+    for _ in range(2):
+        assert 1 == stage.count()
+    (line,) = stage.lines()
+    assert "pool 'orders' has come back that GET /shop/{page} had left out" in line
+
+
+async def test_told_by_the_next_request(stage: Stage) -> None:
+    """Without a reader, the next request that uses the database tells who came back."""
+    await stage.request(stage.take)
+    await stage.judged()
+    await stage.give_back()
+    stage.lines()
+
+    async def use() -> None:
+        await stage.take()
+        await stage.give_back()
+
+    await stage.request(use)
+    assert ["come back"] == [line[line.index("come back") :][:9] for line in stage.lines()]
+
+
+async def test_rate_of_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are counted; a route and pool that leave many out are told once in a while, with the number in between."""
+    for number in (1, 2, 3):
+        await stage.request(stage.take)
+        assert number == stage.count()
+    assert 1 == len(stage.lines())
+    monkeypatch.setattr(unreturned, "BETWEEN", 0.0)
+    await stage.request(stage.take)
+    assert 4 == stage.count()
+    (line,) = stage.lines()
+    assert "(2 more since the last such line)" in line
+    # The first and the last of them were told missing.
+    while stage.held:
+        await stage.give_back()
+    assert 4 == stage.count()
+    assert 2 == len(stage.lines())
+
+
+async def test_bounded_memory_of_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told when is kept of so many routes and no more."""
+    monkeypatch.setattr(unreturned, "_MOST_LINES", 1)
+    unreturned._lines["orders", ("GET", "/another")] = (stage.watched._ledger.clock(), 0)
+    await stage.request(stage.take)
+    assert 1 == stage.count()
+    assert [("orders", ("GET", "/shop/{page}"))] == list(unreturned._lines)
+
+
+async def test_given_back_a_moment_later(stage: Stage) -> None:
+    """A task that gives it back at the end of the request, as SQLAlchemy's and asyncio's do, is given the time."""
+    closing: list[asyncio.Task[None]] = []
+
+    async def take_and_be_closed() -> None:
+        await stage.take()
+        closing.append(asyncio.create_task(stage.give_back()))
+
+    await stage.request(take_and_be_closed)
+    assert 1 == len(stage.watched._ledger.endings)
+    await closing[0]
+    await stage.judged()
+    assert (0, []) == (stage.count(), stage.lines())
+
+
+async def test_within_the_request(stage: Stage) -> None:
+    """Background tasks are part of the request, and what is detached is no longer the pool's."""
+    await stage.request(stage.take, background=stage.give_back)
+
+    async def detach() -> None:
+        await stage.take()
+        (await stage.held[0].get_raw_connection()).detach()
+
+    await stage.request(detach)
+    assert (0, []) == (stage.count(), stage.lines())
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_task_that_goes_on(stage: Stage, *, after: bool) -> None:
+    """What it took during the request is left out by it; what it takes afterwards is not."""
+    over = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def go_on() -> None:
+        if after:
+            await over.wait()
+        await stage.take()
+        await over.wait()
+
+    async def start() -> None:
+        tasks.append(asyncio.create_task(go_on()))
+        if not after:
+            await until(lambda: bool(stage.held), "a task that holds a connection")
+
+    await stage.request(start)
+    over.set()
+    await tasks[0]
+    assert int(not after) == stage.count()
+
+
+async def test_another_holds_it_now(stage: Stage) -> None:
+    """Who has the connection when the request is judged is not taken for the one who had it at its end."""
+    await stage.request(stage.take)
+    (ending,) = stage.watched._ledger.endings
+    await stage.give_back()
+    await stage.take()
+    assert ending[1].held is not None
+    assert 0 == stage.count()
+
+
+async def test_a_cancelled_request(stage: Stage) -> None:
+    """Cancellation passes, and what is still out after it is counted."""
+    hanging = asyncio.create_task(stage.request(lambda: _forever(stage)))
+    await until(lambda: bool(stage.held), "a request that hangs")
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    assert 1 == stage.count()
+
+
+async def _forever(stage: Stage) -> None:
+    await stage.take()
+    await asyncio.Event().wait()
+
+
+async def test_a_failing_request(stage: Stage) -> None:
+    """Its error passes, and what it gave back on its way out is not counted."""
+
+    async def fail() -> None:
+        async with stage.engine.connect():
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await stage.request(fail)
+    assert 0 == stage.count()
+
+
+async def test_a_watch_that_was_closed(stage: Stage, registry: CollectorRegistry) -> None:
+    """What came back when nobody listened any more is not out."""
+
+    async def take_and_stop() -> None:
+        await stage.take()
+        stage.watched.close()
+        await stage.give_back()
+
+    await stage.request(take_and_stop)
+    await stage.judged()
+    assert [] == stage.lines()
+    assert 0 == watch(stage.engine, registry=registry).snapshot().unreturned_total
+
+
+@pytest.mark.parametrize("broken", ["count", "endings"])
+async def test_an_error_of_our_own(stage: Stage, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """It never reaches a request or a reader."""
+
+    class Broken(list[Any]):
+        def append(self, _each: object) -> None:
+            raise ZeroDivisionError
+
+    def count(counted: Ledger, *event: str) -> None:
+        if event == ("unreturned_total",):
+            raise ZeroDivisionError
+        counted._note(event)
+
+    with monkeypatch.context() as patch:
+        if broken == "count":
+            patch.setattr(Ledger, "count", count)
+        else:
+            patch.setattr(stage.watched._ledger, "endings", Broken())
+        assert 200 == (await stage.request(stage.take)).status_code
+        await stage.judged()
+    assert 1 == stage.watched.snapshot().internal_errors_total
+
+
+def test_without_a_loop(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no event loop of asyncio's runs, who reads judges."""
+    monkeypatch.setattr(unreturned, "_lines", {})
+    engine, held = create_engine("sqlite://"), []
+    watched = watch(engine, registry=registry)
+
+    async def app(*_: Any) -> None:
+        held.append(engine.connect())
+
+    request: Any = PoolWatchMiddleware(app, registry=registry)(
+        {"type": "http", "method": "GET", "path": "/", "headers": []},
+        *(None, None),  # type: ignore[arg-type]
+    )
+    with pytest.raises(StopIteration):
+        request.send(None)
+    assert 1 == watched.snapshot().unreturned_total
+    assert {("GET", "unmatched"): 1} == watched.snapshot().route_checkouts_total
+    held.pop().close()

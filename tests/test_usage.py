@@ -1,0 +1,130 @@
+"""Who used the pool: sums by method and route, bounded, and never going back."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import pytest
+
+from poolwatch.histogram import Histogram, HistogramSnapshot
+from poolwatch.requests import NOBODY, Account
+from poolwatch.usage import Usage
+
+NOTHING = HistogramSnapshot((inf,), (0,), 0, 0.0)
+
+
+def account(route: str, *, method: str = "GET", most: int = 100) -> Account:
+    """Return the account of a request that is over."""
+    made = Account(object(), lambda _: (method, route), most)
+    made.ended = True
+    return made
+
+
+@pytest.fixture
+def troubles() -> list[str]:
+    """Return where errors of our own are told."""
+    return []
+
+
+@pytest.fixture
+def usage(troubles: list[str]) -> Usage:
+    """Return empty books."""
+    return Usage((1.0,), troubles.append)
+
+
+def test_sums(usage: Usage) -> None:
+    """Ended holds, open ones and those outside any request add up to all, by owner."""
+    outside = Histogram((1.0,))
+    outside.observe(4.0)
+    outside.fold()
+    for seconds in (1.0, 2.0):
+        usage.note((account("/a"), seconds))
+    usage.note((account("/a", method="PUT"), 3.0))
+    usage.fold()
+    held = [(None, 8.0), (account("/a"), 16.0), (account("/b"), 32.0)]
+    checkouts, seconds_held = usage.read(held, outside.snapshot())
+    assert {("GET", "/a"): 3, ("PUT", "/a"): 1, NOBODY: 2, ("GET", "/b"): 1} == checkouts
+    assert {("GET", "/a"): 19.0, ("PUT", "/a"): 3.0, NOBODY: 12.0, ("GET", "/b"): 32.0} == seconds_held
+    assert (3, 6.0) == (usage.durations.snapshot().count, usage.durations.snapshot().sum)
+
+
+def test_nothing_goes_back(usage: Usage) -> None:
+    """A hold that ends while it is read, and a clock that is set back, take nothing off a counter."""
+    one = account("/a")
+    usage.read([(one, 5.0), (None, 5.0)], NOTHING)
+    assert ({("GET", "/a"): 1, NOBODY: 1}, {("GET", "/a"): 5.0, NOBODY: 5.0}) == usage.read([], NOTHING)
+    usage.note((one, -3.0))
+    usage.fold()
+    assert {("GET", "/a"): 5.0, NOBODY: 5.0} == usage.read([(None, -1.0)], NOTHING)[1]
+
+
+def test_cap(usage: Usage) -> None:
+    """Routes past the cap are one; those known keep their names, as do those that are no route."""
+    for route in ("/a", "/b", "/c", "unmatched", "/d", "/a"):
+        usage.note((account(route, most=2), 1.0))
+    usage.fold()
+    checkouts, _ = usage.read([(account("/e", most=2), 1.0), (account("/b", method="PUT", most=2), 1.0)], NOTHING)
+    owners = {"/a": 2, "/b": 1, "other": 3, "unmatched": 1}
+    assert {("PUT", "/b"): 1} | {("GET", route): count for route, count in owners.items()} == checkouts
+
+
+def test_no_route_at_all(usage: Usage) -> None:
+    """With a cap of 0 no route has a name."""
+    usage.note((account("/a", most=0), 1.0))
+    usage.fold()
+    assert {("GET", "other"): 1} == usage.read([], NOTHING)[0]
+
+
+def test_decided_when_it_is_known(usage: Usage) -> None:
+    """A fold of a writer's does not ask for the route of a request that goes on; a reader does, once and for all."""
+    routes = iter(["/early", "/late"])
+    one = Account(object(), lambda _: ("GET", next(routes)), 100)
+    usage.note((one, 1.0))
+    usage.fold()
+    assert one.owner is None
+    for _ in range(2):
+        assert {("GET", "/early"): 1} == usage.read([], NOTHING)[0]
+    one.ended = True
+    assert ("GET", "/early") == one.resolve()
+    assert one.scope is None
+
+
+def test_nobody_reads(usage: Usage) -> None:
+    """Without any reader, requests that are over are not kept."""
+    for _ in range(3):
+        one = Account(object(), lambda _: ("GET", "/a"), 100)
+        usage.note((one, 1.0))
+        usage.fold()
+        one.ended = True
+    usage.fold()
+    assert {} == usage._waiting
+    assert {("GET", "/a"): 3} == usage.read([], NOTHING)[0]
+
+
+def test_a_route_that_fails(usage: Usage, troubles: list[str]) -> None:
+    """A route of the application's that raises when it is asked is unmatched, and an error of ours, once."""
+
+    def fail(_scope: Any) -> tuple[str, str]:
+        message = "secret"
+        raise ZeroDivisionError(message)
+
+    usage.note((Account(object(), fail, 100), 1.0))
+    usage.fold()
+    for _ in range(2):
+        assert {("other", "unmatched"): 1} == usage.read([], NOTHING)[0]
+    (told,) = troubles
+    assert told.startswith("ZeroDivisionError in route")
+    assert "secret" not in told
+
+
+def test_clear(usage: Usage) -> None:
+    """In a forked child everything begins anew."""
+    usage.note((account("/a", most=1), 1.0))
+    usage.fold()
+    usage.read([(account("/a"), 1.0)], NOTHING)
+    usage.note((account("/a"), 1.0))
+    usage.clear()
+    assert ({}, {}) == usage.read([], NOTHING)
+    assert 0 == usage.durations.snapshot().count
+    assert {("GET", "/b"): 1} == usage.read([(account("/b", most=1), 1.0)], NOTHING)[0]
