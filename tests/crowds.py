@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 import pymysql  # type: ignore[import-untyped]
 from sqlalchemy import exc
 
+from poolwatch.requests import Account, current
 from support import DEADLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy import Engine, PoolProxiedConnection
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 50
 TOO_OLD = 600
+# The last one is past the cap.
+ROUTES = (None, "/a", "/b/{id}", "/c")
 # PyMySQL would make a TLS context for each connection, which takes longer than everything else here.
 PLAIN = {"ssl_disabled": True}
 LOST = (exc.DBAPIError, exc.InvalidRequestError, exc.ResourceClosedError, pymysql.err.Error)
@@ -113,12 +116,23 @@ class Visitor:
             if not missing:
                 break
             assert time.monotonic() < deadline, f"never came: {missing}"
-            try:
-                self._random.choice(ways)()
-            except exc.TimeoutError:
-                self.timeouts += 1
-            except LOST:
-                pass
+            with self._request():
+                try:
+                    self._random.choice(ways)()
+                except exc.TimeoutError:
+                    self.timeouts += 1
+                except LOST:
+                    pass
+
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        """Be in a request, or mostly so; what is leaked in it is found later, in any other."""
+        route = self._random.choice(ROUTES)
+        account = None if route is None else Account(object(), lambda _: ("GET", route), len(ROUTES) - 2)
+        current.set(account)
+        yield
+        if account is not None:
+            account.ended = True
 
     def close(self) -> None:
         """Close what was detached, and let go of it."""

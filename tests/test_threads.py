@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool, SingletonThreadPool
 
-from crowds import PLAIN, TOO_OLD, Crowd, Nature, Visitor
+from crowds import PLAIN, ROUTES, TOO_OLD, Crowd, Nature, Visitor
 from handles import assert_held, assert_true
 from poolwatch import watch
 from support import Reader, Tally, moved
@@ -64,6 +64,9 @@ def assert_counted(snapshot: PoolSnapshot, tally: Tally, visitors: list[Visitor]
     assert failures is not None
     assert (tally.got, tally.failed) == (snapshot.checkouts_total, sum(failures.values()))
     assert 0 == snapshot.connections["checked_out"]
+    # Whatever happens to a connection, one of them had it.
+    owners = {route for _, route in snapshot.route_checkouts_total}
+    assert ({"none", "other"}, len(ROUTES)) == (owners - set(ROUTES), len(owners))
     assert sum(visitor.timeouts for visitor in visitors) == failures["timeout"]
     assert sum(visitor.leaks for visitor in visitors) == snapshot.leaks_total
     assert sum(visitor.detachings for visitor in visitors) == snapshot.closes_total["detached"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from poolwatch.requests import NOBODY, Account, current
 from stage import OLDEST, ending
 from support import Reader, moved, run, until
 
@@ -60,6 +61,7 @@ async def test_stress(stage: Stage) -> None:
     # Of others: asyncpg leaves the futures of lost connections unread, the oldest SQLAlchemy some tasks of its own.
     unread = {"Future": stage.driver.name == "asyncpg", "Task": OLDEST}
     assert {f"{each} exception was never retrieved" for each in unread if unread[each]} >= set(complaints)
+    assert {NOBODY, ("GET", "/items/{id}")} == set(snapshot.route_checkouts_total)
     assert set(moved(snapshot.closes_total)) >= CERTAIN
     assert PLAUSIBLE | ({"leaked"} if OLDEST else set()) >= set(moved(snapshot.closes_total))
     assert snapshot.checkout_failures_total is not None
@@ -77,6 +79,8 @@ async def test_stress(stage: Stage) -> None:
 async def _use(stage: Stage, engine: AsyncEngine, chance: random.Random) -> None:
     await asyncio.sleep(chance.random() * 2)
     patience = chance.choice([0.0006, 0.0012, 0.002, 0.003, 0.005, 0.05, 0.2, 1.0])
+    if chance.random() < 0.7:
+        current.set(Account(object(), lambda _: ("GET", "/items/{id}"), 1))
     nap, invalidates = chance.choice([0, 0, 0.01, 0.03, 0.1]), chance.random() < 0.05
 
     async def work() -> None:
