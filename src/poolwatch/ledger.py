@@ -31,8 +31,8 @@ _JITTER = 0.01
 _numbers = count()
 
 
-# A request that is over, a slot whose connection was still out on its behalf, and since when.
-Ending = tuple["Account", "Slot", float]
+# A request that is over, a slot whose connection was still out on its behalf, since when it was, and when that was.
+Ending = tuple["Account", "Slot", float, float]
 
 
 class Ledger:

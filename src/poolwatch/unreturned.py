@@ -1,7 +1,7 @@
 """Connections that are still out when the request that took them is over: counted, and told.
 
-What was cancelled may give its connection back in a task of its own, just after its request: SQLAlchemy closes sessions
-that way, asyncio generators. So a request is judged a moment later, or when somebody reads, whichever comes first.
+Where a client has left, the connection may come back in a task of its own just after the request: SQLAlchemy closes
+sessions that way, asyncio generators. So a request is judged a moment later, by a timer, else by whoever reads then.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("poolwatch")
 
+# Seconds between the end of a request and its judgement.
 MOMENT = 0.25
 # Seconds between two lines about one route and pool; the first one after them says how many there would have been.
 BETWEEN = 60.0
@@ -37,14 +38,14 @@ def close(account: Account) -> None:
         if late:
             _tell_late()
         left = [
-            (ledger, (account, slot, slot.held))
+            (ledger, (account, slot, slot.held, ledger.clock()))
             for slot, ledger in list(account.taken.items())
             if slot.held is not None and slot.account is account
         ]
         for ledger, ending in left:
             ledger.endings.append(ending)
         if left:
-            # Without a loop of asyncio's, the next to read judges.
+            # Without a loop of asyncio's, a reader does it.
             with suppress(RuntimeError):
                 asyncio.get_running_loop().call_later(MOMENT, _judge_all, left)
     except Exception as error:  # noqa: BLE001
@@ -53,10 +54,11 @@ def close(account: Account) -> None:
 
 
 def settle(ledger: Ledger) -> None:
-    """Judge every request that is over; say which connections that were told missing have come back. Never raises."""
+    """Judge who was not yet; say which connections have come back that were told missing. Never raises."""
     try:
         for ending in ledger.endings[:]:
-            _judge(ledger, ending)
+            if ledger.clock() - ending[-1] >= MOMENT:
+                _judge(ledger, ending)
         _tell_late()
     except Exception as error:  # noqa: BLE001
         ledger.trouble(describe("unreturned", error))
@@ -76,7 +78,7 @@ def _judge(ledger: Ledger, ending: Ending) -> None:
         ledger.endings.remove(ending)
     except ValueError:
         return
-    account, slot, held = ending
+    account, slot, held, _ = ending
     record = slot.record()
     if slot.held != held or slot.account is not account or record is None or not record.in_use:
         return
