@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from poolwatch.ledger import FOLD_AT, Ledger
+from poolwatch.requests import Account
 from poolwatch.slot import Retirement, Slot
 
 
@@ -180,3 +181,14 @@ def test_first_trouble_is_kept(ledger: Ledger) -> None:
     ledger.trouble("second")
     counts, _, trouble = ledger.read()
     assert (2, "first") == (counts["internal_errors_total",], trouble)
+
+
+def test_restart(ledger: Ledger, slot: Slot) -> None:
+    """A forked child begins with empty books, of requests too."""
+    slot.caller = Account(object(), lambda _: ("GET", "/a"), 1)
+    for _ in range(2):
+        ledger.handed_out(slot, ledger.clock())
+    ledger.read()
+    ledger.restart()
+    ledger.read()
+    assert ({}, {}) == ledger.read_usage()

@@ -115,7 +115,7 @@ async def test_left_out(stage: Stage) -> None:
     for _ in range(2):
         assert 1 == await stage.count()
     (line,) = stage.lines()
-    assert "pool 'orders' has come back that GET /shop/{page} had left out" in line
+    assert "GET /shop/{page} no longer holds the connection of pool 'orders'" in line
 
 
 async def test_judged_by_a_reader(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,8 @@ async def test_told_by_the_next_request(stage: Stage) -> None:
         await stage.give_back()
 
     await stage.request(use)
-    assert ["come back"] == [line[line.index("come back") :][:9] for line in stage.lines()]
+    (line,) = stage.lines()
+    assert "no longer holds" in line
 
 
 async def test_rate_of_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,14 +222,66 @@ async def test_a_task_that_goes_on(stage: Stage, *, after: bool) -> None:
     assert int(not after) == await stage.count()
 
 
-async def test_another_holds_it_now(stage: Stage) -> None:
-    """Who has the connection when the request is judged is not taken for the one who had it at its end."""
-    await stage.request(stage.take)
+@pytest.mark.parametrize("outside", [False, True])
+async def test_another_hold(stage: Stage, *, outside: bool) -> None:
+    """Who has the connection when the request is judged is not taken for who had it at its end."""
+    over = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def exchange() -> None:
+        await over.wait()
+        await stage.give_back()
+        await stage.take()
+
+    async def start() -> None:
+        await stage.take()
+        tasks.append(asyncio.create_task(exchange()))
+
+    await stage.request(start)
     (ending,) = stage.watched._ledger.endings
-    await stage.give_back()
-    await stage.take()
+    if outside:
+        await stage.give_back()
+        await stage.take()
+    else:
+        over.set()
+        await tasks[0]
     assert ending[1].held is not None
     assert 0 == await stage.count()
+    tasks[0].cancel()
+
+
+async def test_what_is_around_gives_back(stage: Stage) -> None:
+    """Of two middlewares of ours the outer one knows the end: what is between them may give back until then."""
+
+    async def page(_request: Any) -> PlainTextResponse:
+        await stage.take()
+        return PlainTextResponse("done")
+
+    inner: Any = PoolWatchMiddleware(Starlette(routes=[Route("/", page)]))
+
+    async def between(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+        await asyncio.sleep(2 * unreturned.MOMENT)
+        await stage.give_back()
+
+    async with client(PoolWatchMiddleware(between)) as http:
+        assert 200 == (await http.get("/")).status_code
+    assert 0 == await stage.count()
+    assert {("GET", "/"): 1} == stage.watched.snapshot().route_checkouts_total
+
+
+async def test_nothing_is_kept(stage: Stage) -> None:
+    """A request that is over keeps neither its scope nor what it took, however that went."""
+    accounts: list[Any] = []
+
+    async def detach() -> None:
+        await stage.take()
+        (await stage.held[0].get_raw_connection()).detach()
+        accounts.append(requests.current.get())
+        assert {} == accounts[0].taken
+
+    await stage.request(detach)
+    assert (True, None, ("GET", "/shop/{page}")) == (accounts[0].ended, accounts[0].scope, accounts[0].owner)
 
 
 async def test_a_cancelled_request(stage: Stage) -> None:
@@ -313,4 +366,5 @@ def test_without_a_loop(registry: CollectorRegistry, monkeypatch: pytest.MonkeyP
         request.send(None)
     assert 1 == watched.snapshot().unreturned_total
     assert {("GET", "unmatched"): 1} == watched.snapshot().route_checkouts_total
+    assert 0 == watched.snapshot().internal_errors_total
     held.pop().close()

@@ -59,6 +59,15 @@ def test_nothing_goes_back(usage: Usage) -> None:
     assert {("GET", "/a"): 5.0, NOBODY: 5.0} == usage.read([(None, -1.0)], NOTHING)[1]
 
 
+def test_no_hold_is_negative(usage: Usage) -> None:
+    """A hold that a clock's being set back makes negative takes nothing off others."""
+    for seconds in (-3.0, 10.0):
+        usage.note((account("/a"), seconds))
+    usage.fold()
+    checkouts, seconds_held = usage.read([(account("/a"), -5.0)], NOTHING)
+    assert ({("GET", "/a"): 3}, {("GET", "/a"): 10.0}) == (checkouts, seconds_held)
+
+
 def test_cap(usage: Usage) -> None:
     """Routes past the cap are one; those known keep their names, as do those that are no route."""
     for route in ("/a", "/b", "/c", "unmatched", "/d", "/a"):
@@ -109,10 +118,10 @@ def test_a_route_that_fails(usage: Usage, troubles: list[str]) -> None:
         message = "secret"
         raise ZeroDivisionError(message)
 
-    usage.note((Account(object(), fail, 100), 1.0))
-    usage.fold()
+    one = Account(object(), fail, 100)
     for _ in range(2):
-        assert {("other", "unmatched"): 1} == usage.read([], NOTHING)[0]
+        assert {("other", "unmatched"): 1} == usage.read([(one, 1.0)], NOTHING)[0]
+    assert one.scope is None
     (told,) = troubles
     assert told.startswith("ZeroDivisionError in route")
     assert "secret" not in told

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
-# What a mounted application that shows no routes is asked for.
+# What a mounted application that shows no routes is asked for, or a route that shows no path.
 _ANYTHING = "/{path:path}"
 # How many mounts within mounts, and layers of middleware around an application, are looked through.
 _LAYERS = 20
@@ -74,14 +74,13 @@ class Routes:
         if leaves is None and endpoint is not None and self._is_new(endpoint):
             self._learn(router)
             leaves = self._leaves.get(id(endpoint))
-        found = {each.template for each in leaves or ()}
-        if len(found) > 1:
-            found = {each.template for each in _chosen(leaves or (), scope)} or found
+        leaves = _chosen(leaves or [], scope) or leaves or []
+        found = {each.template for each in leaves}
         if len(found) == 1:
             return found.pop()
-        # Else not routed yet, not by this router, or nowhere; or by several routes of one endpoint.
+        # Else not routed yet, not by this router, or nowhere; or one of several routes of an endpoint.
         before = _unrouted(scope)
-        return _match_again(before, leaves or ()) or _match(before, self._nodes)
+        return _match_again(before, leaves) or _match(before, self._nodes)
 
     def _learn(self, router: object) -> None:
         nodes = list(_nodes(_routes_of(router) or (), "", ()))
@@ -110,9 +109,12 @@ def _nodes(routes: Iterable[Any], prefix: str, above: tuple[Node, ...]) -> Itera
 
 
 def _node(matcher: Any, mark: object, prefix: str, above: tuple[Node, ...]) -> Node:
-    template = prefix + (getattr(matcher, "path", None) or "")
+    path = getattr(matcher, "path", None)
     if not isinstance(matcher, (Mount, Host)):
-        return Node(matcher, mark, getattr(matcher, "endpoint", None), template or "/", above, None)
+        template = prefix + (path if isinstance(path, str) else _ANYTHING)
+        return Node(matcher, mark, getattr(matcher, "endpoint", None), template, above, None)
+    # A host has none.
+    template = prefix + (path or "")
     routes = _routes_of(matcher.app) if len(above) < _LAYERS else None
     if routes is None:
         return Node(matcher, mark, matcher.app, template + _ANYTHING, above, None)

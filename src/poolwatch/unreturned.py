@@ -37,11 +37,7 @@ def close(account: Account) -> None:
             account.resolve()
         if late:
             _tell_late()
-        left = [
-            (ledger, (account, slot, slot.held, ledger.clock()))
-            for slot, ledger in list(account.taken.items())
-            if slot.held is not None and slot.account is account
-        ]
+        left = [(ledger, (account, slot, slot.held, ledger.clock())) for slot, ledger in list(account.taken.items())]
         for ledger, ending in left:
             ledger.endings.append(ending)
         if left:
@@ -80,7 +76,8 @@ def _judge(ledger: Ledger, ending: Ending) -> None:
         return
     account, slot, held, _ = ending
     record = slot.record()
-    if slot.held != held or slot.account is not account or record is None or not record.in_use:
+    # The slot is its record's own until the watch is closed, and notes the end of the hold until then.
+    if slot.held != held or record is None or (record.record_info or {}).get(ledger.key) is not slot:
         return
     ledger.count("unreturned_total")
     if account.missing is None:
@@ -114,8 +111,8 @@ def _tell_late() -> None:
     while late:
         account, ledger, seconds = late.popleft()
         logger.warning(
-            "poolwatch: a connection of pool %r has come back that %s %s had left out; it was out for %.1f s",
-            ledger.name,
+            "poolwatch: %s %s no longer holds the connection of pool %r that it had left out; it was out for %.1f s",
             *account.resolve(),
+            ledger.name,
             seconds,
         )
