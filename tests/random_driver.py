@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, cast
 
 import aiosqlite
 from sqlalchemy import exc, text
 
+from poolwatch.requests import Account, current
 from random_model import meets
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from random_model import Place
 
-
+ROUTES = cycle((None, "/a", "/b"))
 ERRORS = {
     "refuses": exc.DisconnectionError,
     "condemns all": exc.InvalidatePoolError,
@@ -86,13 +88,21 @@ class Driver:
             thread.join()
 
 
+def begin_request() -> None:
+    """Be in another request than before, or in none."""
+    route = next(ROUTES)
+    current.set(None if route is None else Account(object(), lambda _: ("GET", route), 1))
+
+
 async def connect(engine: AsyncEngine) -> AsyncConnection:
     """Check a connection out."""
+    begin_request()
     return await engine.connect()
 
 
 async def attempt(engine: AsyncEngine) -> AsyncConnection | None:
     """Check a connection out; return ``None`` if that fails."""
+    begin_request()
     try:
         return await engine.connect()
     except (exc.SQLAlchemyError, LookupError, asyncio.CancelledError):
@@ -121,6 +131,7 @@ async def use(connection: AsyncConnection, statement: str) -> None:
 
 async def use_again(connection: AsyncConnection) -> None:
     """Let a Connection that lost its connection get another."""
+    begin_request()
     await connection.rollback()
     await use(connection, "SELECT 1")
 

@@ -236,11 +236,11 @@ async def test_while_a_request_hangs(stage: Stage) -> None:
     await until(lambda: watched.snapshot().connections["checked_out"] == 1, "a connection that is out")
     assert {owner: 1} == watched.snapshot().route_checkouts_total
     clock = watched._ledger.clock
-    before, began = watched.snapshot().route_hold_seconds_total[owner], clock()
+    began = clock()
+    before = watched.snapshot().route_hold_seconds_total[owner]
     await asyncio.sleep(0.1)
-    grown, took = watched.snapshot().route_hold_seconds_total[owner] - before, clock() - began
-    assert pytest.approx(took, abs=0.05) == grown
-    assert 0.1 <= grown
+    grown = watched.snapshot().route_hold_seconds_total[owner] - before
+    assert 0.099 <= grown <= clock() - began
     stage.shop.go_on.set()
     await hanging
     assert {owner: 1} == stage.owners()
@@ -280,9 +280,8 @@ async def test_a_leak_that_another_request_finds(stage: Stage) -> None:
     await stage.get("collect")
     snapshot = stage.watches[0].snapshot()
     assert {("GET", "/{tenant}/leak"): 1, ("GET", "/{tenant}/collect"): 1} == stage.owners()
-    seconds = snapshot.route_hold_seconds_total
     assert 1 == snapshot.leaks_total
-    assert seconds["GET", "/{tenant}/leak"] >= 0.2 > seconds["GET", "/{tenant}/collect"]
+    assert snapshot.route_hold_seconds_total["GET", "/{tenant}/leak"] >= 0.2
 
 
 async def test_a_late_watch(stage: Stage, registry: CollectorRegistry) -> None:
