@@ -233,7 +233,7 @@ async def test_while_a_request_hangs(stage: Stage) -> None:
     """Its seconds grow while it holds the connection, at the rate of one a second, and stay when it gives it back."""
     hanging = asyncio.create_task(stage.get("hang"))
     (watched, _), owner = stage.watches, ("GET", "/{tenant}/hang")
-    await until(lambda: watched.snapshot().connections["checked_out"] == 1, "a connection that is out")
+    await stage.shop.holding.wait()
     assert {owner: 1} == watched.snapshot().route_checkouts_total
     clock = watched._ledger.clock
     began = clock()
@@ -290,7 +290,8 @@ async def test_a_late_watch(stage: Stage, registry: CollectorRegistry) -> None:
     stage.watches.pop(0).close()
     held = [await engine.connect() for _ in range(POOL_SIZE)]
     hanging = asyncio.create_task(stage.get("hang"))
-    await asyncio.sleep(0)
+    pool: Any = engine.sync_engine.pool
+    await until(lambda: bool(pool._pool._queue._getters), "a caller who waits")
     stage.watches.insert(0, watch(engine, name="again", registry=registry))
     assert {NOBODY: 2} == stage.owners()
     for each in held:

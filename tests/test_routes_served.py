@@ -79,8 +79,13 @@ class Server:
         return StreamingResponse(lines())
 
     def settled(self, **expected: int) -> None:
-        """Wait until nothing is out, and assert who checked out: route (less its slash) by times."""
-        wait_for(lambda: self.watched.snapshot().connections["checked_out"] == 0, "the return of every connection")
+        """Wait until as many were out as expected, and assert who had them: route (less its slash) by times."""
+
+        def ended() -> int:
+            return self.watched.snapshot().hold_duration_seconds.count
+
+        # The record says that nobody has it a moment before the return is booked.
+        wait_for(lambda: ended() == sum(expected.values()), "the return of every connection")
         snapshot = self.watched.snapshot()
         assert_books(snapshot)
         found = {
