@@ -250,6 +250,17 @@ async def test_another_hold(stage: Stage, *, outside: bool) -> None:
     tasks[0].cancel()
 
 
+async def test_given_back_by_a_thread_at_the_end(stage: Stage) -> None:
+    """What a thread is giving back at the moment of the end is not out."""
+    account = requests.Account(object(), lambda _: ("GET", "/"), 1)
+    await stage.take()
+    await stage.give_back()
+    (slot,) = stage.watched._ledger.slots.values()
+    account.took(slot, stage.watched._ledger)
+    unreturned.close(account)
+    assert [] == stage.watched._ledger.endings
+
+
 async def test_what_is_around_gives_back(stage: Stage) -> None:
     """Of two middlewares of ours the outer one knows the end: what is between them may give back until then."""
 

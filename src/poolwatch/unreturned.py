@@ -37,7 +37,12 @@ def close(account: Account) -> None:
             account.resolve()
         if late:
             _tell_late()
-        left = [(ledger, (account, slot, slot.held, ledger.clock())) for slot, ledger in list(account.taken.items())]
+        left = [
+            (ledger, (account, slot, held, ledger.clock()))
+            for slot, ledger in list(account.taken.items())
+            # Not so while another thread gives it back.
+            if (held := slot.held) is not None
+        ]
         for ledger, ending in left:
             ledger.endings.append(ending)
         if left:
