@@ -10,9 +10,14 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from poolwatch import PoolWatchMiddleware
+from poolwatch.routes import Routes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+# How often a request is asked for its route by what follows.
+EARLY_AND_LATE = 2
 
 
 async def hello(_request: Request) -> PlainTextResponse:
@@ -48,3 +53,30 @@ class Events:
         """Hear."""
         self.sent.append(message["type"])
         self.messages.append(message)
+
+
+async def foreign(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer without any router."""
+    await PlainTextResponse("foreign")(scope, receive, send)
+
+
+class Asking:
+    """Asks for the route of each request, before it is routed and after its end.
+
+    Attributes:
+        found: The answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._routes = Routes()
+        self.found: list[tuple[str, str]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask on both occasions."""
+        # Starlette puts itself there before any of its middleware runs.
+        self.found.append(self._routes({**scope, "app": getattr(self._app, "outermost", self._app)}))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.found.append(self._routes(scope))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,19 +10,14 @@ from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import BaseRoute, Host, Match, Mount, Route, Router, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 
-from asgi import Events, client, hello
-from poolwatch.routes import Routes
+from asgi import EARLY_AND_LATE, Asking, Events, client, foreign, hello
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
-
-EARLY_AND_LATE = 2
 
 
 class Page(HTTPEndpoint):
@@ -43,11 +37,6 @@ class Talk(WebSocketEndpoint):
         await websocket.close()
 
 
-async def foreign(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer without any router."""
-    await PlainTextResponse("foreign")(scope, receive, send)
-
-
 def closed(app: ASGIApp) -> ASGIApp:
     """Put a function around *app* that shows nothing of it."""
 
@@ -55,28 +44,6 @@ def closed(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return around
-
-
-class Asking:
-    """Asks for the route of each request, before it is routed and after its end.
-
-    Attributes:
-        found: The answers.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._routes = Routes()
-        self.found: list[tuple[str, str]] = []
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask on both occasions."""
-        # Starlette puts itself there before any of its middleware runs.
-        self.found.append(self._routes({**scope, "app": getattr(self._app, "outermost", self._app)}))
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self.found.append(self._routes(scope))
 
 
 class Copying:
@@ -208,141 +175,3 @@ async def test_inside_a_mount() -> None:
     async with client(Starlette(routes=[Mount("/{tenant}/api", inner)])) as http:
         await http.get("/blue/api/items/1")
     assert [("GET", "/{tenant}/api/items/{id}")] * EARLY_AND_LATE == asked[0].found
-
-
-async def test_routes_that_come_later() -> None:
-    """Routes added while requests are served are found; endpoints that are in no route do not make us look for ever."""
-
-    async def late(_request: Any) -> PlainTextResponse:
-        return PlainTextResponse("late")
-
-    app = Starlette(routes=[Route("/", hello)])
-    routes = Routes()
-    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/late", "headers": [], "app": app}
-    assert ("GET", "unmatched") == routes({**scope, "path": "/late"})
-    app.add_route("/late", late)
-    assert ("GET", "/late") == routes({**scope, "endpoint": late})
-    learned = routes._nodes
-    for _ in range(2):
-        assert ("GET", "unmatched") == routes({**scope, "path": "/odd", "endpoint": foreign})
-    assert learned is not routes._nodes
-    learned = routes._nodes
-    assert ("GET", "unmatched") == routes({**scope, "path": "/odd", "endpoint": foreign})
-    assert learned is routes._nodes
-
-
-@pytest.mark.parametrize("app", [None, SimpleNamespace(), SimpleNamespace(router=SimpleNamespace(routes=["odd"]))])
-def test_another_framework(app: object) -> None:
-    """Without a router that can be asked, nothing is known, and the path is not told."""
-    scope = {"type": "http", "method": "GET", "path": "/secret", "headers": [], "app": app, "endpoint": foreign}
-    assert ("GET", "unmatched") == Routes()(scope)
-
-
-class Asked(Route):
-    """A route that counts how often it is asked."""
-
-    asked = 0
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match, and count."""
-        Asked.asked += 1
-        return super().matches(scope)
-
-
-async def test_nothing_is_matched_twice() -> None:
-    """What the router left in the scope is enough, unless one application is mounted twice: then only its routes."""
-
-    async def other(_request: Any) -> PlainTextResponse:
-        return PlainTextResponse("other")
-
-    routes, learned = Routes(), Routes()
-    sub = Starlette(routes=[Route("/items", hello)])
-    several = [Asked(f"/{number}", hello) for number in range(20)]
-    app = Starlette(routes=[*several, Asked("/only", other), Mount("/a", sub), Mount("/b", sub)])
-    scopes: list[Any] = []
-
-    async def keep(scope: Scope, receive: Receive, send: Send) -> None:
-        await app(scope, receive, send)
-        scopes.append(scope)
-
-    async with client(keep) as http:
-        for path in ("/only", "/19", "/b/items"):
-            await http.get(path)
-    before = Asked.asked
-    assert ("GET", "/only") == routes(scopes[0])
-    assert before == Asked.asked
-    assert [("GET", "/19"), ("GET", "/b/items")] == [routes(scope) for scope in scopes[1:]]
-    # Starlette says from 1.7 on which route it was.
-    assert "route" not in scopes[1] or before == Asked.asked
-    for scope in scopes:
-        del scope["router"], scope["app"]
-        assert ("GET", "unmatched") == learned(scope)
-
-
-class Odd(BaseRoute):
-    """A route of the application's own making that shows nothing of itself."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match one path."""
-        return (Match.FULL if scope["path"].startswith("/odd") else Match.NONE), {}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
-        await foreign(scope, receive, send)
-
-
-async def test_a_route_that_shows_nothing() -> None:
-    """It is known as something below where it stands, and nothing else is taken for it."""
-    asking = Asking(Starlette(routes=[Odd(), Route("/", hello)]))
-    async with client(asking) as http:
-        for path in ("/odd/secret", "/", "/nothing"):
-            await http.get(path)
-    templates = ["/{path:path}", "/", "unmatched"]
-    assert [("GET", template) for template in templates for _ in range(EARLY_AND_LATE)] == asking.found
-
-
-class Original(Route):
-    """Stands for FastAPI's routes, which look into the scope for where they are included, and match as that says."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match here."""
-        context = scope.get("fastapi", {}).get("effective_route_context")
-        return super().matches(scope) if context is None else context.matches(scope)
-
-
-class Included(BaseRoute):
-    """Stands for a router that FastAPI 0.137 or later has included under *prefix*: a route that knows others.
-
-    They share the original one, which the router leaves in ``scope["route"]`` without any prefix.
-    """
-
-    def __init__(self, prefix: str, original: Route) -> None:
-        self.context: Any = Route(prefix + original.path, original.endpoint)
-        vars(self.context).update(original_route=original, starlette_route=None)
-
-    def effective_route_contexts(self) -> Iterator[Any]:
-        """Yield what stands for the original routes here."""
-        yield self.context
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match, as the router that is included."""
-        return self.context.matches(scope)[0], {}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Choose the route and leave in the scope what FastAPI leaves there."""
-        scope.update(self.context.matches(scope)[1])
-        scope["route"] = self.context.original_route
-        scope["fastapi"] = {"effective_route_context": self.context}
-        await self.context.original_route.handle(scope, receive, send)
-
-
-async def test_included_routers() -> None:
-    """One router included under several prefixes has the templates of all of them."""
-    original = Original("/items/{id}", hello)
-    inner = Starlette(routes=[original, Included("/a", original), Included("/b", original)])
-    asking = Asking(Starlette(routes=[Included("/v1", original), Mount("/{tenant}", inner)]))
-    async with client(asking) as http:
-        for path in ("/v1/items/1", "/blue/a/items/1", "/blue/b/items/1", "/blue/items/1"):
-            assert "hello" == (await http.get(path)).text
-    templates = ["/v1/items/{id}", "/{tenant}/a/items/{id}", "/{tenant}/b/items/{id}", "/{tenant}/items/{id}"]
-    assert [("GET", template) for template in templates for _ in range(EARLY_AND_LATE)] == asking.found
