@@ -11,7 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SAWarning
 from sqlalchemy.pool import NullPool
 
-from panels_stage import PATIENCE, Pool, Stage
+from panels_app import Pool
+from panels_stage import PATIENCE, Stage
 from poolwatch.demo.servers import poll
 
 if TYPE_CHECKING:

@@ -7,60 +7,40 @@ import re
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prometheus_client import CollectorRegistry
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
 
+from generator import rules
+from generator.options import DEFAULT
+from generator.rules.model import groups_text
+from panels_app import Pool, Shop
 from panels_support import TARGETS, hurried
-from poolwatch import PoolWatchMiddleware, watch
+from poolwatch import watch
 from poolwatch.catalog import PREFIX
 from poolwatch.demo.servers import MariaDB, Prometheus, free_port, poll
 from proxies import Proxy
-from rules import ALERTS, render
 from support import served
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
-    from types import ModuleType
 
     from poolwatch import Watch
     from poolwatch.snapshot import PoolSnapshot
 
 JOB = "shop"
 PATIENCE = 20.0
+RULES = (*rules.alerting(DEFAULT), *rules.serving(DEFAULT), *rules.recorded(DEFAULT))
 # Longer than the tests take, so that every counter's first sample in it is 0: then the quotient of two rates is that
 # of the events, whatever Prometheus extrapolates.
 RATE_MINUTES = 30
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """A pool of the application's, there from the start so that Prometheus sees its counters at 0.
-
-    Attributes:
-        name: The value of its label.
-        wait_timeout: Seconds after which the server closes its connections, set in each session.
-        reachable: The server's address is right.
-        proxied: Its connections go through a proxy of its own.
-        watching: Further arguments of ``watch()``.
-        options: Arguments of ``create_async_engine()``.
-    """
-
-    name: str
-    wait_timeout: int = 1000
-    reachable: bool = True
-    proxied: bool = False
-    watching: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Stage:
@@ -76,6 +56,11 @@ class Stage:
         self._taken: list[AsyncConnection] = []
         self._stack = ExitStack()
         self.proxies: dict[Pool, Proxy] = {}
+        self.shop = Shop(self._named, registry)
+
+    def _named(self, name: str) -> AsyncEngine:
+        (engine,) = (engine for pool, engine in self._engines.items() if pool.name == name)
+        return engine
 
     def open(self, pool: Pool) -> None:
         """Make the engine of *pool* and watch it."""
@@ -136,6 +121,22 @@ class Stage:
         for connection in connections:
             self._portal.call(connection.close)
 
+    def ask_for(self, method: str, path: str, pool: Pool) -> Future[httpx.Response]:
+        """Start a request that uses *pool*."""
+        url = f"http://{self._target['instance']}{path}"
+
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+                return await client.request(method, url, params={"pool": pool.name})
+
+        return self._portal.start_task_soon(ask)
+
+    def let_go(self) -> None:
+        """End the requests that hold a connection, and give back what others kept."""
+        self._portal.call(self.shop.release.set)
+        self.give_back(self.shop.kept)
+        self.shop.kept.clear()
+
     def identify(self, connection: AsyncConnection) -> int:
         """Return the id that *connection* has on the server."""
 
@@ -175,7 +176,7 @@ class Stage:
                 slot.opened_at -= seconds
                 record: Any = slot.record()
                 record.starttime -= seconds
-                for moment in ("opened", "active", "returned"):
+                for moment in ("opened", "active", "returned", "held"):
                     reading = getattr(slot, moment)
                     if reading is not None:
                         setattr(slot, moment, reading - seconds)
@@ -208,6 +209,8 @@ class Stage:
             "pool": f"({names})" if pools else ".+",
             "__rate_interval": f"{RATE_MINUTES}m",
             "__range": f"{RATE_MINUTES}m",
+            "__range_s": str(RATE_MINUTES * 60),
+            "detail": self._target["instance"],
         }
         target = TARGETS[panel]
         shown = self._rows(around.format(re.sub(r"\$(\w+)", lambda found: values[found[1]], target["expr"])))
@@ -247,7 +250,11 @@ class Stage:
 
     def raw(self, family: str, pool: Pool) -> dict[str, float]:
         """Return the values of *family* that are not 0, as scraped."""
-        return _by_label_values(self._rows(f'{PREFIX}{family}{{pool="{pool.name}"}} != 0'))
+        return self.asked_for(f'{PREFIX}{family}{{pool="{pool.name}"}} != 0')
+
+    def asked_for(self, expression: str) -> dict[str, float]:
+        """Return what *expression* gives, by the values of the labels other than the target's."""
+        return _by_label_values(self._rows(expression))
 
     def _rows(self, expression: str) -> list[tuple[dict[str, str], float]]:
         rows = self.prometheus.query(expression)
@@ -268,26 +275,21 @@ def _by_label_values(rows: list[tuple[dict[str, str], float]]) -> dict[str, floa
     return shown
 
 
-def pools_of(module: ModuleType) -> list[Pool]:
-    """Return the pools that *module* has."""
-    return [each for each in vars(module).values() if isinstance(each, Pool)]
-
-
 @contextmanager
 def staged(mariadb: MariaDB, pools: Sequence[Pool]) -> Iterator[Stage]:
     """Serve an application with *pools*, all in one event loop of another thread, and let a Prometheus scrape it."""
     registry = CollectorRegistry()
-    app = Starlette(middleware=[Middleware(PoolWatchMiddleware, registry=registry)])
     port = free_port()
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         stage = Stage(portal, mariadb, registry)
+        app = stage.shop.app
         stack.callback(stage.end)
         for pool in pools:
             portal.call(stage.open, pool)
         stack.enter_context(served(portal, app, port))
         instance = f"127.0.0.1:{port}"
-        rules = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "alerts.yml"
-        rules.write_text(render([hurried(alert) for alert in ALERTS]))
-        stage.attach(stack.enter_context(Prometheus({JOB: instance}, rules=(rules,))), instance)
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "rules.yml"
+        file.write_text(groups_text(hurried(RULES), DEFAULT))
+        stage.attach(stack.enter_context(Prometheus({JOB: instance}, rules=(file,))), instance)
         yield stage

@@ -6,6 +6,7 @@ imports it by upload, by file provisioning and by its API.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal, TypeAlias
 
 Json: TypeAlias = dict[str, object]
@@ -57,6 +58,9 @@ LEGEND_BESIDE: Json = {
     "legend": {"displayMode": "list", "placement": "right", "showLegend": True, "calcs": []},
 }
 
+TABLE: Json = {"align": "auto", "minWidth": 55, "cellOptions": {"type": "auto"}, "filterable": False}
+COLOURED: Json = {"type": "color-text"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
@@ -91,11 +95,12 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Panels side by side, under a *title* unless it is empty."""
+    """Panels side by side, under a *title* unless it is empty; a *collapsed* row asks nothing until it is opened."""
 
     title: str
     height: int
     panels: tuple[Panel, ...]
+    collapsed: bool = False
 
 
 def thresholds(steps: Steps) -> Json:
@@ -132,6 +137,16 @@ def dashed(field_name: str, **properties: object) -> Json:
         custom__stacking=PLAIN,
         **properties,
     )
+
+
+def columns(names: dict[str, str], *hidden: str) -> tuple[Json, ...]:
+    """Return what makes one table of several queries: the fields of *names*, in that order and under those names."""
+    organised: Json = {
+        "excludeByName": dict.fromkeys(("Time", *hidden), True),
+        "indexByName": {column: i for i, column in enumerate(names)},
+        "renameByName": names,
+    }
+    return ({"id": "merge", "options": {}}, {"id": "organize", "options": organised})
 
 
 # Kept in the graph, where a line at 0 shows that the exporter lives, but not in the legend.
@@ -181,28 +196,30 @@ def _panel(panel: Panel, number: int, position: Json) -> Json:
 def layout(rows: Sequence[Row]) -> Iterator[Json]:
     """Yield the panels of *rows* from the top, numbered from 1 and placed on Grafana's grid.
 
+    Those of a collapsed row are inside it, placed where they are once it is opened.
     Raises ValueError when the panels of a row are not as wide as the grid.
     """
-    number, y = 0, 0
+    numbers = count(1)
+    y = 0
     for row in rows:
         if sum(panel.width for panel in row.panels) != COLUMNS:
             msg = f"the panels of row {row.title!r} do not add up to {COLUMNS} columns"
             raise ValueError(msg)
+        number = next(numbers) if row.title else 0
+        top = y + bool(row.title)
+        panels, x = [], 0
+        for panel in row.panels:
+            panels.append(_panel(panel, next(numbers), {"h": row.height, "w": panel.width, "x": x, "y": top}))
+            x += panel.width
         if row.title:
-            number += 1
-            place = {"h": 1, "w": COLUMNS, "x": 0, "y": y}
             yield {
                 "id": number,
                 "type": "row",
                 "title": row.title,
-                "collapsed": False,
-                "gridPos": place,
-                "panels": [],
+                "collapsed": row.collapsed,
+                "gridPos": {"h": 1, "w": COLUMNS, "x": 0, "y": y},
+                "panels": panels if row.collapsed else [],
             }
-            y += 1
-        x = 0
-        for panel in row.panels:
-            number += 1
-            yield _panel(panel, number, {"h": row.height, "w": panel.width, "x": x, "y": y})
-            x += panel.width
-        y += row.height
+        if not row.collapsed:
+            yield from panels
+        y = top + (0 if row.collapsed else row.height)

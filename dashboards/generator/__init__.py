@@ -1,0 +1,1 @@
+"""The source of everything in this directory that is marked as generated."""

@@ -1,0 +1,85 @@
+"""What the fleet's pools take of a server, and the alerts on that and on settings."""
+
+from generator.options import Options
+from generator.promql import SERVER_LIMIT, SERVER_MAXIMUM, SERVER_OPEN, per_server, series
+from generator.rules.common import group_by, process
+from generator.rules.model import Alert, Record
+
+EVALUATE = (
+    "These have to be evaluated where the series of every process that uses a server are: in the one Prometheus that"
+    " scrapes them all, or else in the ruler above (Thanos, Mimir, VictoriaMetrics). In one of several that scrape a"
+    " part each, they would divide a part of the connections by all that the server accepts, and stay silent."
+)
+CHOSEN: tuple[str, ...] = ()
+
+
+def records(options: Options) -> tuple[Record, ...]:
+    """Return what is open, what is possible and what is accepted, for each server."""
+    by, one, info = ", ".join((*options.server_labels, "server")), process(options), series("info")
+    open_, possible, accepted = (
+        per_server(expression, one, info).replace(" * on", "\n  * on")
+        for expression in (
+            series("connections"),
+            f"{series('connections_limit')} < +Inf",
+            series("server_max_connections"),
+        )
+    )
+    return (
+        Record(title=SERVER_OPEN, expr=f"sum by ({by}) (\n  {open_}\n)"),
+        Record(title=SERVER_LIMIT, expr=f"sum by ({by}) (\n  {possible}\n)"),
+        Record(title=SERVER_MAXIMUM, expr=f"min by ({by}) (\n  {accepted}\n)"),
+    )
+
+
+def alerts(options: Options) -> tuple[Alert, ...]:
+    """Return those on a server that is nearly full, and on a fleet that could fill it."""
+    return (
+        Alert(
+            title="SQLAlchemyPoolServerNearlyFull",
+            comment="Only what reports is counted, so this is late rather than early.",
+            expr=f"{SERVER_OPEN} / {SERVER_MAXIMUM} > {options.server_full:g}",
+            lasting="5m",
+            severity="critical",
+            summary="Connection pools hold nearly every connection that {{ $labels.server }} accepts.",
+            description=(
+                "The pools that report hold {{ $value | humanizePercentage }} of max_connections of {{ $labels.server"
+                " }}. Beyond that it refuses everybody: 1040 on MySQL and MariaDB, 53300 on PostgreSQL."
+            ),
+            chosen=CHOSEN,
+        ),
+        Alert(
+            title="SQLAlchemyPoolFleetOverServer",
+            comment=(
+                "Arithmetic, true on most fleets that never peak at once: a hint. In a roll-out, old and new processes"
+                " are both there; that is over within the hour. Pools without a limit are left out."
+            ),
+            expr=f"{SERVER_LIMIT} / {SERVER_MAXIMUM} > 1",
+            lasting="1h",
+            severity="info",
+            summary="Connection pools may together open more connections than {{ $labels.server }} accepts.",
+            description=(
+                "If every process filled its pools, they would need {{ $value | humanizePercentage }} of"
+                " max_connections of {{ $labels.server }}."
+            ),
+            chosen=CHOSEN,
+        ),
+    )
+
+
+def problems(options: Options) -> tuple[Alert, ...]:
+    """Return the alert on checks that fail; what has an alert of its own is left out."""
+    failing = series("config_problem", 'check!~"hidden_limit|fleet_over_server"')
+    return (
+        Alert(
+            title="SQLAlchemyPoolConfigProblem",
+            comment="A cause and no symptom: a hint. While a roll-out mends it, old processes still have it.",
+            expr=f"max by ({group_by(options)}, check) ({failing}) > 0",
+            lasting="30m",
+            severity="info",
+            summary="The settings of pool {{ $labels.pool }} of {{ $labels.job }} will fail: {{ $labels.check }}.",
+            description=(
+                "Check {{ $labels.check }} fails for pool {{ $labels.pool }} of {{ $labels.job }}; the runbook says"
+                " what it means and what to change."
+            ),
+        ),
+    )

@@ -1,0 +1,109 @@
+"""Prometheus's rules: typed parts in, the plain text that it loads out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from textwrap import fill, indent
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from generator.options import UID
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from generator.options import Options
+
+WIDTH = 110
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One recording rule, whose series are called *title*."""
+
+    title: str
+    expr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One alerting rule.
+
+    Attributes:
+        title: Its name, and in lower case the runbook's anchor.
+        comment: Why it is written as it is, for the rules file.
+        severity: ``critical`` wakes somebody, ``warning`` is work for the day, ``info`` a hint.
+        lasting: For how long it has to be true.
+        labels: More of them.
+        chosen: Those of its labels that choose on the dashboard.
+    """
+
+    title: str
+    comment: str
+    expr: str
+    severity: str
+    summary: str
+    description: str
+    lasting: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ("job", "pool")
+
+
+Rule = Record | Alert
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Rules that are evaluated one after the other, so that each sees what those above it have just recorded."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    comment: str = ""
+
+
+def _comment(text: str, depth: int) -> list[str]:
+    return [indent(fill(text, WIDTH - depth - 2), " " * depth + "# ")] if text else []
+
+
+def _expr(expr: str) -> list[str]:
+    return ["        expr: |-", indent(expr, " " * 10)]
+
+
+def _rule(rule: Rule, options: Options) -> str:
+    if isinstance(rule, Record):
+        return "\n".join([f"      - record: {rule.title}", *_expr(rule.expr)])
+    # Without a host where none was given: only the reader knows where that Grafana is.
+    chosen = "&".join(f"var-{x}={{{{ $labels.{x} | urlquery }}}}" for x in rule.chosen)
+    dashboard = f"{options.grafana}/d/{UID}" + (f"?{chosen}" if chosen else "")
+    return "\n".join(
+        [
+            *_comment(rule.comment, 6),
+            f"      - alert: {rule.title}",
+            *_expr(rule.expr),
+            *([f"        for: {rule.lasting}"] if rule.lasting else []),
+            "        labels:",
+            *(f"          {key}: {value}" for key, value in {"severity": rule.severity, **rule.labels}.items()),
+            "        annotations:",
+            # A JSON string is a YAML string too, whatever it holds.
+            f"          summary: {json.dumps(rule.summary)}",
+            "          description: >-",
+            indent(fill(rule.description, WIDTH - 12, break_on_hyphens=False), " " * 12),
+            f"          dashboard_url: {json.dumps(dashboard)}",
+            f"          runbook_url: {json.dumps(f'{options.runbook}#{quote(rule.title.lower())}')}",
+        ]
+    )
+
+
+def groups_text(groups: Sequence[Group], options: Options) -> str:
+    """Return *groups* as the list that both Prometheus's files and Kubernetes' objects hold."""
+    lines = ["groups:"]
+    for group in groups:
+        lines += [*_comment(group.comment, 2), f"  - name: {group.name}", "    rules:"]
+        lines += [_rule(rule, options) for rule in group.rules]
+    return "\n".join(lines) + "\n"
+
+
+def alerts_of(groups: Sequence[Group]) -> tuple[Alert, ...]:
+    """Return the alerts of *groups*."""
+    return tuple(rule for group in groups for rule in group.rules if isinstance(rule, Alert))
