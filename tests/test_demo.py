@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -23,6 +24,8 @@ from poolwatch.demo.terminal import LogTail, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from poolwatch.demo.servers import MariaDB
 
 # What is shown is the newest versions' doing.
 pytestmark = pytest.mark.tooling
@@ -111,8 +114,15 @@ def leftovers(directory: Path) -> list[str]:
     return [*map(str, directory.iterdir()), *commands]
 
 
+def written_rules() -> list[str]:
+    """Return the name of every rule of the repository's rules files."""
+    dashboards = Path(__file__).resolve().parent.parent / "dashboards"
+    texts = [(dashboards / name).read_text() for name in ("alerts.yml", "server.yml", "recording.yml")]
+    return re.findall(r"^ +- (?:alert|record): (\S+)$", "\n".join(texts), re.MULTILINE)
+
+
 def test_it_shows_a_watched_application_until_ctrl_c_is_pressed_twice(scratch: Path, tmp_path: Path) -> None:
-    """The printed addresses answer with every family and the alert, and the second Ctrl-C breaks no cleaning up."""
+    """The printed addresses answer with every family and every rule, and the second Ctrl-C breaks no cleaning up."""
     with Run(tmp_path / "output") as run:
         url = run.await_match(r"^ +metrics +(http://127\.0\.0\.1:\d+/metrics)$")[1]
         prometheus = run.await_match(r"^ +Prometheus +(http://127\.0\.0\.1:\d+) ")[1]
@@ -121,7 +131,9 @@ def test_it_shows_a_watched_application_until_ctrl_c_is_pressed_twice(scratch: P
         wanted = {metric.name.removesuffix("_total") for metric in CATALOG if not metric.optional}
         # Nobody has met a dead connection yet.
         assert families >= wanted - {"sqlalchemy_pool_shortest_fatal_inactivity_seconds"}
-        assert "SQLAlchemyPoolConnectionsNearServerTimeout" in status.scrape(f"{prometheus}/api/v1/rules")
+        assert status.scrape(run.await_match(rf"^ +alerts +({prometheus}/\S+)$")[1])
+        groups = json.loads(status.scrape(f"{prometheus}/api/v1/rules"))["data"]["groups"]
+        assert sorted(rule["name"] for group in groups for rule in group["rules"]) == sorted(written_rules())
         query = f"{prometheus}/api/v1/query?query=sqlalchemy_pool_checkouts_total"
         assert poll(lambda: '"value"' in status.scrape(query))
         assert len(leftovers(scratch)) == 4
@@ -173,6 +185,25 @@ def test_the_story_is_told(scratch: Path, tmp_path: Path) -> None:
         assert all(re.match(r"\d\d:\d\d:\d\d |    time users|      +connections  ", each) for each in lines), lines
         assert header == status.HEADER.splitlines()[1]
     assert leftovers(scratch) == []
+
+
+def test_a_database_of_yours(mariadb: MariaDB, scratch: Path, tmp_path: Path) -> None:
+    """On a given database it starts no server, shows that one's limit at the given address, and hangs up at the end."""
+    before = set(mariadb.connections())
+    port = servers.free_port()
+    arguments = ("--database", mariadb.url(), "--listen", f"0.0.0.0:{port}")
+    with Run(tmp_path / "output", "-m", "poolwatch.demo", *arguments) as run:
+        run.await_match(rf"^ +metrics +http://127\.0\.0\.1:{port}/metrics$")
+        run.await_match("^ +Prometheus +none of its own: ")
+        run.await_match(r"^\d\d:\d\d:\d\d .* of 28800 s ")
+        # Reached only by who listens everywhere.
+        assert f'server="127.0.0.1:{mariadb.port}"' in status.scrape(f"http://127.0.0.2:{port}/metrics")
+        assert set(mariadb.connections()) - before
+        assert leftovers(scratch) == []
+        run.process.send_signal(signal.SIGTERM)
+        assert run.process.wait(_SECONDS) == 0
+    assert "Traceback" not in run.text()
+    assert poll(lambda: set(mariadb.connections()) <= before)
 
 
 def test_missing_mariadb(scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,51 +265,3 @@ def test_an_application_that_does_not_start(
     assert demo.main([], Stop(), LogTail()) == 1
     assert re.match(r"poolwatch demo: the application failed: .*as the test wants it", capsys.readouterr().err)
     assert leftovers(scratch) == []
-
-
-def test_a_line_stands_under_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every figure ends where its word in the header does, and a long line still fits 120 columns."""
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    text = "".join(
-        f'sqlalchemy_pool_{name}{{pool="app"{labels}}} {value}\n'
-        for name, labels, value in [
-            ("pending_checkouts", "", 11),
-            ("connections", ',state="checked_out"', 12),
-            ("connections", ',state="idle"', 13),
-            ("connections", ',state="dead"', 14),
-            ("connections_limit", "", 15),
-            ("next_deadline_timestamp_seconds", ',state="idle",protected="true"', 1007),
-            ("next_deadline_timestamp_seconds", ',state="idle",protected="false"', 1016),
-            ("inactivity_limit_seconds", ',source="wait_timeout"', 20),
-            ("timeout_risk_connections", ',state="idle",risk="soon"', 17),
-            ("timeout_risk_connections", ',state="idle",risk="imminent"', 10),
-            ("timeout_risk_connections", ',state="idle",risk="expired"', 8),
-            ("checkouts_total", "", 1900),
-            ("checkout_failures_total", ',reason="timeout"', 20),
-            ("reconnects_total", ',reason="disconnect"', 22),
-            ("reconnects_total", ',reason="pool_invalidated"', 23),
-            ("reconnects_total", ',reason="recycle"', 0),
-        ]
-    )
-    line = status.line(status.Metrics(text), now=1000.0, traffic="quiet  9s", errors=21)
-    assert " ".join(line.split()) == (
-        "00:16:40 quiet 9s 11 12 13 14 15 16 of 20 s 17 18 1900 20 21 23 pool_invalidated, 22 disconnect"
-    )
-    assert len(line) <= 120
-    columns = status.HEADER.splitlines()[-1]
-    figures = {"wait": 11, "out": 12, "idle": 13, "dead": 14, "max": 15, "soon": 17, "now": 18, "failed": 20}
-    for word, figure in (figures | {"done": 1900, "errors": 21}).items():
-        assert line[: re.search(rf"\b{word}\b", columns).end()].endswith(f" {figure}")  # type: ignore[union-attr]
-
-
-def test_a_signal_handler_may_ask_while_somebody_waits() -> None:
-    """A wait ends when a signal asks, and a later one does not begin."""
-    stop = Stop()
-    before = signal.signal(signal.SIGALRM, stop.ask)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        assert stop.wait(_SECONDS)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert stop.wait(_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import time
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ _LINES_PER_HEADER = 20
 
 # There in a checkout only.
 _DASHBOARDS = Path(__file__).resolve().parents[3] / "dashboards"
+_RULES = ("alerts.yml", "server.yml", "recording.yml")
 
 
 def main(arguments: Sequence[str], stop: Stop, log: LogTail) -> int:
@@ -34,19 +36,13 @@ def main(arguments: Sequence[str], stop: Stop, log: LogTail) -> int:
     Returns:
         0 when it was asked to end, 1 when something failed to start or broke, 2 when something is not installed.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m poolwatch.demo",
-        description="Runs an application with a small connection pool on a MariaDB that closes idle connections after"
-        f" {WAIT_TIMEOUT} s, and prints what poolwatch's metrics say about it. Ctrl-C ends it and removes everything.",
-    )
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="end by itself after so many seconds")
-    seconds: float = parser.parse_args(arguments).seconds
+    given = _parser().parse_args(arguments)
     if find_spec("uvicorn") is None:
         complain("uvicorn is not installed: pip install 'poolwatch[demo]'")
         return 2
     try:
         with ExitStack() as running:
-            _run(running, stop, log, seconds)
+            _run(running, stop, log, given)
     except NotInstalledError as error:
         complain(str(error))
         return 2
@@ -55,56 +51,106 @@ def main(arguments: Sequence[str], stop: Stop, log: LogTail) -> int:
         if not stop.asked():
             complain(str(error))
             return 1
-    say("Stopped: the servers have ended, their files are gone.", stop)
+    say("Stopped: what it had started has ended, its files are gone.", stop)
     return 0
 
 
-def _run(running: ExitStack, stop: Stop, log: LogTail, seconds: float) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m poolwatch.demo",
+        description="Runs an application with a small connection pool on a MariaDB that closes idle connections after"
+        f" {WAIT_TIMEOUT} s, and prints what poolwatch's metrics say about it. Ctrl-C ends it and removes everything.",
+    )
+    add = parser.add_argument
+    add("--seconds", type=float, default=float("inf"), help="end by itself after so many seconds")
+    add(
+        "--database",
+        metavar="URL",
+        help="SQLAlchemy's URL of a database of yours, with an async driver; then no MariaDB and no Prometheus is"
+        f" started. The users' quiet spells are made for a wait_timeout of {WAIT_TIMEOUT} s",
+    )
+    add("--listen", type=_address, default="127.0.0.1:0", metavar="HOST:PORT", help="where the application answers")
+    return parser
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) >= 1 << 16:
+        msg = f"{text!r} is not HOST:PORT"
+        raise argparse.ArgumentTypeError(msg)
+    return host, int(port)
+
+
+def _run(running: ExitStack, stop: Stop, log: LogTail, given: argparse.Namespace) -> None:
     from poolwatch.demo.app import Application  # noqa: PLC0415  # needs uvicorn, which only now is known to be there
 
-    database = MariaDB(wait_timeout=WAIT_TIMEOUT)
-    database.abort = stop.asked
-    say("Starting a MariaDB of our own ...", stop)
-    running.enter_context(database)
-    application = running.enter_context(Application(database.url(), log=log.text))
-    prometheus = _prometheus(running, stop, application)
-    say(_introduction(application.url, prometheus), stop)
-    _report(application, stop, time.monotonic() + seconds)
+    own = given.database is None
+    database = _own_database(running, stop) if own else _answering(given.database)
+    application = running.enter_context(Application(database, listen=given.listen, log=log.text))
+    prometheus = _prometheus(running, stop, application) if own else None
+    say(_introduction(application.url, prometheus, own=own), stop)
+    _report(application, stop, time.monotonic() + given.seconds)
     say("Stopping ...", stop)
 
 
-def _prometheus(running: ExitStack, stop: Stop, application: Application) -> str | None:
-    """Start a Prometheus that scrapes *application* and return its address; ``None`` if it is not installed."""
-    alerts = _DASHBOARDS / "alerts.yml"
+def _own_database(running: ExitStack, stop: Stop) -> str:
+    """Start a MariaDB and return its URL."""
+    database = MariaDB(wait_timeout=WAIT_TIMEOUT)
+    database.abort = stop.asked
+    say("Starting a MariaDB of our own ...", stop)
+    return running.enter_context(database).url()
+
+
+def _answering(database: str) -> str:
+    """Return *database*, a URL; raises ServerError if nothing answers there."""
+    from poolwatch.demo.app import ask  # noqa: PLC0415  # as above
+
+    try:
+        asyncio.run(ask(database))
+    except Exception as error:
+        # A driver's own, too: which one it is, the URL says.
+        msg = f"the database cannot be used: {error!r}"
+        raise ServerError(msg) from error
+    return database
+
+
+def _prometheus(running: ExitStack, stop: Stop, application: Application) -> Prometheus | None:
+    """Start a Prometheus that scrapes *application* and return it; ``None`` if it is not installed."""
     try:
         server = Prometheus(
             {"poolwatch-demo": application.url.removeprefix("http://")},
             interval=_SCRAPE_SECONDS,
-            rules=(alerts,) if alerts.is_file() else (),
+            rules=tuple(_DASHBOARDS / name for name in _RULES) if _DASHBOARDS.is_dir() else (),
         )
     except NotInstalledError:
         return None
     server.abort = stop.asked
-    return running.enter_context(server).url
+    return running.enter_context(server)
 
 
-def _introduction(application: str, prometheus: str | None) -> str:
+def _introduction(application: str, prometheus: Prometheus | None, *, own: bool) -> str:
     dashboard = _DASHBOARDS / "sqlalchemy-pool.json"
     file = dashboard if dashboard.is_file() else "dashboards/sqlalchemy-pool.json from poolwatch's repository"
-    if prometheus is None:
+    source = "your Prometheus" if prometheus is None else prometheus.url
+    alerts = f"{source}, with the rules of {', '.join(_RULES)}"
+    if prometheus is not None:
+        address = f"{source} (scrapes every {_SCRAPE_SECONDS} s)"
+        if _DASHBOARDS.is_dir():
+            alerts = prometheus.alerts()
+    elif own:
         address = "none: apt-get install prometheus, then start this again (or let yours scrape the address above)"
-        source = "your Prometheus"
     else:
-        address = f"{prometheus} (scrapes every {_SCRAPE_SECONDS} s)"
-        source = prometheus
+        address = "none of its own: let yours scrape the address above"
+    limit = f"for {WAIT_TIMEOUT} s" if own else "for its wait_timeout"
     return f"""
   application  {application}
   metrics      {application}/metrics
   Prometheus   {address}
+  alerts       {alerts}
   Grafana      Connections > Data sources > Prometheus: {source}, scrape interval {_SCRAPE_SECONDS}s
                Dashboards > New > Import > upload {file}, choose that data source
 
-The server closes a connection that is silent for {WAIT_TIMEOUT} s. The pool (5, and 5 more at need) has neither
+The server closes a connection that is silent {limit}. The pool (5, and 5 more at need) has neither
 pre-ping nor recycle, so after a long quiet spell the next user gets a dead connection, and an error. Below:
   wait         callers inside pool.connect()
   closes in    time until the server closes the first connection, unless it is used before

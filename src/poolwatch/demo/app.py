@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
 
 import uvicorn
@@ -14,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -27,8 +29,16 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+_ASK_SECONDS = 10.0
 _STOP_SECONDS = 20.0
 _SEED = 20
+
+
+async def ask(url: str) -> None:
+    """Return when the database at *url* has answered; raises what SQLAlchemy or its driver does, or TimeoutError."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    async with asyncio.timeout(_ASK_SECONDS), engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
 
 
 def make_engine(url: str) -> AsyncEngine:
@@ -78,21 +88,34 @@ class Application:
 
     Args:
         database: SQLAlchemy's URL of the database.
+        listen: Host and port where it listens; 0 is any free port.
         log: Returns the end of the log, for the message of a start that failed.
 
     Attributes:
-        url: Where it answers.
+        url: Where it answers, on this machine.
         traffic: Its users, from the first request on.
+
+    Raises:
+        ServerError: It cannot listen there.
     """
 
-    def __init__(self, database: str, *, log: Callable[[], str]) -> None:
+    def __init__(self, database: str, *, listen: tuple[str, int], log: Callable[[], str]) -> None:
         self._database = database
         self._log = log
         self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self._port: int = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.traffic = Traffic(self._port, seed=_SEED)
+        # So that it can be started again at once, at the same port.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind(listen)
+        except OSError as error:
+            self._socket.close()
+            msg = f"the application cannot listen at {listen[0]}:{listen[1]}: {error}"
+            raise ServerError(msg) from error
+        host, port = self._socket.getsockname()
+        if ip_address(host).is_unspecified:
+            host = "127.0.0.1"
+        self.url = f"http://{host}:{port}"
+        self.traffic = Traffic(host, port, seed=_SEED)
         self._error: BaseException | None = None
         self._ready = threading.Event()
         self._stop = asyncio.Event()

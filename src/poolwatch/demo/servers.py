@@ -241,6 +241,14 @@ class Prometheus(Server):
         """Where its page and its API are."""
         return f"http://127.0.0.1:{self.port}"
 
+    def alerts(self) -> str:
+        """Return where its page of alerts is: Debian builds it without the new pages."""
+        try:
+            _direct.open(f"{self.url}/alerts", timeout=5).close()
+        except urllib.error.HTTPError:
+            return f"{self.url}/classic/alerts"
+        return f"{self.url}/alerts"
+
     def command(self) -> list[str]:
         """Return the command line."""
         return [

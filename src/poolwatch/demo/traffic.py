@@ -15,18 +15,20 @@ _RUSH = 18
 
 
 class Traffic:
-    """Users of the application at *port*.
+    """Users of the application at *host* and *port*.
 
     Args:
-        port: Where it listens on 127.0.0.1.
+        host: Where it is reached.
+        port: Where it is reached.
         seed: The same seed makes the same requests and lulls.
 
     Attributes:
         errors: Answers with a status of 500 and above so far.
     """
 
-    def __init__(self, port: int, *, seed: int) -> None:
+    def __init__(self, host: str, port: int, *, seed: int) -> None:
         self.errors = 0
+        self._host = host
         self._port = port
         # Nothing here is a secret: the load is to be the same every time.
         self._random = random.Random(seed)  # noqa: S311
@@ -59,15 +61,15 @@ class Traffic:
                 users.create_task(self._user(path))
 
     async def _user(self, path: str) -> None:
-        if await _get(self._port, path) >= 500:  # noqa: PLR2004
+        if await _get(self._host, self._port, path) >= 500:  # noqa: PLR2004
             self.errors += 1
 
 
-async def _get(port: int, path: str) -> int:
+async def _get(host: str, port: int, path: str) -> int:
     """Return the status of the answer to one GET."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(host, port)
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
         answer = await reader.read()
     finally:
         writer.close()
