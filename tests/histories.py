@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 
 from fleets import INTERVAL
-from generator.promql import SERVER_OPEN
+from generator.promql import SERVER_NAME, SERVER_OPEN
 from generator.rules import recorded, serving
 from generator.rules.model import Group, Record, groups_text
 from poolwatch.demo.servers import Prometheus, find
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # What the choice "All" stands for; labels that only some series have may be missing.
 ALWAYS = {"job", "instance", "pool"}
-variable = re.compile(r"\$(\w+)")
+# Not what label_replace() calls the parts that it found.
+variable = re.compile(r"\$([a-z_]\w*)")
 
 
 class Asked(NamedTuple):
@@ -93,13 +94,17 @@ class History(Prometheus):
 
         All rules are in one group, since each group has moments of its own within the interval.
         """
-        rules = self.directory / "rules.yml"
-        rules.write_text(groups_text([Group(name="all", rules=records(options))], options), encoding="utf-8")
-        interval = ("--eval-interval", f"{INTERVAL}s")
+        first = [rule for rule in records(options) if rule.title == SERVER_NAME]
+        others = [rule for rule in records(options) if rule.title != SERVER_NAME]
         window = ("--start", str(self.end - self.seconds), "--end", str(self.end + INTERVAL))
-        _promtool("rules", *window, *interval, "--url", self.url, "--output-dir", self._blocks, rules)
-        self.stop()
-        self.start()
+        rules = self.directory / "rules.yml"
+        # What another rule reads has to be there before.
+        for made in (first, others):
+            rules.write_text(groups_text([Group(name="all", rules=tuple(made))], options), encoding="utf-8")
+            interval = ("--eval-interval", f"{INTERVAL}s")
+            _promtool("rules", *window, *interval, "--url", self.url, "--output-dir", self._blocks, rules)
+            self.stop()
+            self.start()
 
     @cached_property
     def recorded_at(self) -> float:

@@ -213,9 +213,11 @@ class Stage:
             "detail": self._target["instance"],
         }
         target = TARGETS[panel]
-        shown = self._rows(around.format(re.sub(r"\$(\w+)", lambda found: values[found[1]], target["expr"])))
+        shown = self._rows(around.format(re.sub(r"\$([a-z_]\w*)", lambda found: values[found[1]], target["expr"])))
         for labels, _ in shown:
-            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= labels.keys()
+            # The target has no labels around job, which are optional.
+            named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            assert named - set(DEFAULT.labels) <= labels.keys()
         return _by_label_values(shown)
 
     def one(self, panel: str, *pools: Pool, around: str = "{}") -> float:

@@ -100,7 +100,7 @@ def hurried(groups: Sequence[Group]) -> list[Group]:
 
         return replace(rule, expr=sooner(rule.expr), lasting=sooner(rule.lasting))
 
-    return [replace(group, rules=tuple(map(hurry, group.rules))) for group in groups]
+    return [replace(group, rules=tuple(map(hurry, group.rules)), interval="") for group in groups]
 
 
 def during(act: Callable[..., object], *arguments: object) -> Span:

@@ -158,13 +158,13 @@ def test_labels_and_thresholds_are_arguments() -> None:
     """Protects teams whose labels or numbers are others: what they ask for stands everywhere, and nothing else does."""
     made = files(OTHERWISE)
     everything = "\n".join(made.values())
-    assert not re.search(r"\bcluster\b|\binstance\b|RUNBOOK", everything)
+    assert not re.search(r"\bcluster\b|\$instance\b|RUNBOOK", everything)
     assert ["datasource", "region", "namespace", "job", "pod", "pool", "detail"] == [
         variable["name"] for variable in json.loads(made["sqlalchemy-pool.json"])["templating"]["list"]
     ]
     for wanted in ("> 0.144", "> 0.06", "> 0.01", "> 0.25", "sum by (region, namespace, job, pool)"):
         assert wanted in made["alerts.yml"], wanted
-    assert "https://grafana.example/d/sqlalchemy-pool?var-job=" in made["alerts.yml"]
+    assert "https://grafana.example/d/sqlalchemy-pool?{{ with $labels.region }}&var-region=" in made["alerts.yml"]
     assert "https://wiki.example/pools#sqlalchemypoolexhausted" in made["alerts.yml"]
     assert "> 0.8" in made["server.yml"]
     assert "sum by (region, server)" in made["server.yml"]
@@ -177,12 +177,17 @@ def test_labels_and_thresholds_are_arguments() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--slow", "0.3"], "no bound of the histogram's buckets"),
+        (["--slow", "0.3"], "which a histogram cannot tell"),
         (["--labels", "a b"], "'a b' is no label's name"),
         (["--server-labels", "region"], "labels lacks; add it there"),
         (["--full", "0.9", "0.8"], "orange has to be below"),
         (["--objective", "99.9"], "no share between 0 and 1"),
+        (["--slow", "60"], "which a histogram cannot tell"),
         (["--slow", "0.25"], "name an --output directory"),
+        (["--labels", "region"], "say with server_labels what does instead"),
+        (["--labels", "cluster,state"], "the label 'state' is one of ours"),
+        (["--labels", "cluster,pod", "--instance", "pod"], "the label 'pod' is one of ours or named twice"),
+        (["--objective", "0.9"], "no share of failures uses that up"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -195,7 +200,21 @@ def test_what_cannot_work_is_refused(arguments: list[str], complaint: str, capsy
 
 def test_the_command_writes_what_was_asked_for(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Protects the command line: every file lands in the directory, made with the options given."""
-    assert 0 == main(["--output", str(tmp_path), "--labels", "", "--instance", "pod", "--recorded", "--slow", "0.25"])
+    assert 0 == main(
+        [
+            "--output",
+            str(tmp_path),
+            "--labels",
+            "",
+            "--server-labels",
+            "",
+            "--instance",
+            "pod",
+            "--recorded",
+            "--slow",
+            "0.25",
+        ]
+    )
     options = Options(labels=(), server_labels=(), instance="pod", recorded=True, slow=0.25)
     assert files(options) == {name: (tmp_path / name).read_text(encoding="utf-8") for name in files(options)}
     assert build(options) == json.loads((tmp_path / "sqlalchemy-pool.json").read_text(encoding="utf-8"))

@@ -130,7 +130,8 @@ def test_one_socket(server: Server) -> None:
     server.settled(page=4, other=2)
 
 
-@pytest.mark.parametrize("listens", [True, False])
+# Not a listener of BaseHTTPMiddleware's: Starlette 0.40 now and then leaves his stream to the garbage collector.
+@pytest.mark.parametrize(("server", "listens"), [(False, True), (False, False), (True, False)], indirect=["server"])
 def test_a_client_who_leaves(server: Server, *, listens: bool) -> None:
     """A stream and a statement that nobody waits for any more give back, and nobody is accused."""
     with server.say("/stream") as talk:

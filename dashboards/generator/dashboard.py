@@ -1,8 +1,10 @@
 """The dashboard around its panels: variables, time range, and what an import needs."""
 
+from typing import Any
+
 from generator.model import DATASOURCE, KINDS, Json, Row, layout
 from generator.options import UID, Options
-from generator.promql import POOL, Promql, name
+from generator.promql import Promql, name
 from generator.rows import (
     checkouts,
     configuration,
@@ -84,7 +86,7 @@ def _annotations(q: Promql) -> Json:
         "type": "dashboard",
     }
     # New processes are new series where every process has an address of its own.
-    new = f"count by ({POOL}) ({q.of('info')} unless on ({q.process}) {q.of('info')} offset 2m) > 0"
+    new = f"count by ({q.pool}) ({q.of('info')} unless on ({q.process}) {q.of('info')} offset 2m) > 0"
     started = {
         "datasource": DATASOURCE,
         "enable": True,
@@ -111,10 +113,23 @@ def _requires(rows: tuple[Row, ...]) -> list[Json]:
     ]
 
 
+def _without_process(panel: Json, q: Promql) -> None:
+    """Say so where the choice of a process changes nothing, as recorded series know none."""
+    targets: Any = panel.get("targets", [])
+    if targets and not any(f"{q.options.instance}=~" in target["expr"] for target in targets):
+        panel["description"] = f"{panel['description']} Of all processes: the choice of one does not apply here."
+
+
 def build(options: Options) -> Json:
     """Return the dashboard, ready to be written as JSON."""
     q = Promql(options)
     rows = tuple(module.row(q) for module in ROWS)
+    panels = list(layout(rows))
+    if options.recorded:
+        for outer in panels:
+            inner: Any = outer.get("panels", [])
+            for panel in (outer, *inner):
+                _without_process(panel, q)
     return {
         "__inputs": [],
         "__elements": {},
@@ -142,5 +157,5 @@ def build(options: Options) -> Json:
         "links": [],
         "annotations": _annotations(q),
         "templating": {"list": _variables(q)},
-        "panels": list(layout(rows)),
+        "panels": panels,
     }

@@ -6,11 +6,15 @@ import argparse
 import re
 from dataclasses import dataclass
 
-from poolwatch.catalog import BY_FIELD
+from poolwatch.catalog import BY_FIELD, CATALOG
 
 # Never to be changed: alerts and other dashboards link to it, and an import replaces what has it.
 UID = "sqlalchemy-pool"
 
+# How many times faster than the objective allows failures may come before somebody is woken.
+FASTEST = 14.4
+# Labels that the dashboard, the rules or the library use for something else.
+RESERVED = {"job", "pool", "le", "datasource", "detail"} | {label.name for metric in CATALOG for label in metric.labels}
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
@@ -43,15 +47,28 @@ class Options:
     grafana: str = ""
     runbook: str = "RUNBOOK.md"
 
+    @property
+    def process(self) -> tuple[str, ...]:
+        """The labels that name a pool in a process; a pod may have several targets, so theirs is always among them."""
+        return tuple(dict.fromkeys((*self.labels, "job", "instance", self.instance, "pool")))
+
     def __post_init__(self) -> None:
         """Raise ValueError for what cannot work: it would be a rule that is silent for ever."""
+        own = (*self.labels, self.instance)
+        taken = sorted({each for each in own if own.count(each) > 1 or each in RESERVED})
+        if taken:
+            msg = f"the label {taken[0]!r} is one of ours or named twice; labels and instance have to be others"
+            raise ValueError(msg)
         strangers = set(self.server_labels) - set(self.labels)
         if strangers:
             msg = f"server_labels has {', '.join(sorted(strangers))}, which labels lacks; add it there"
             raise ValueError(msg)
-        if self.slow not in BY_FIELD["checkout_duration_seconds"].buckets:
-            bounds = ", ".join(map(str, BY_FIELD["checkout_duration_seconds"].buckets))
-            msg = f"slow is {self.slow}, which is no bound of the histogram's buckets; take one of {bounds}"
+        bounds = BY_FIELD["checkout_duration_seconds"].buckets[:-1]
+        if self.slow not in bounds:
+            msg = f"slow is {self.slow}, which a histogram cannot tell; take one of {', '.join(map(str, bounds))}"
+            raise ValueError(msg)
+        if FASTEST * (1 - self.objective) >= 1:
+            msg = f"objective is {self.objective}: no share of failures uses that up {FASTEST} times too fast"
             raise ValueError(msg)
         if not self.full[0] < self.full[1]:
             msg = f"full is {self.full}; the share for orange has to be below the one for red"
@@ -106,8 +123,11 @@ def chosen(arguments: argparse.Namespace) -> Options:
         ValueError: They do not go together.
     """
     given = {name: value for name in Options.__dataclass_fields__ if (value := getattr(arguments, name)) is not None}
-    if "labels" in given and "server_labels" not in given:
-        given["server_labels"] = tuple(x for x in DEFAULT.server_labels if x in given["labels"])
+    if "labels" in given and "server_labels" not in given and not set(DEFAULT.server_labels) <= {*given["labels"]}:
+        msg = "labels leaves out what keeps databases apart by default; say with server_labels what does instead"
+        raise ValueError(msg)
+    if "grafana" in given:
+        given["grafana"] = given["grafana"].rstrip("/")
     if "full" in given:
         given["full"] = tuple(given["full"])
     return Options(**given)

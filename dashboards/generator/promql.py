@@ -14,6 +14,7 @@ AT_RISK = 'state="idle", risk=~"imminent|expired"'
 HELD_AT_RISK = 'state="checked_out", risk=~"imminent|expired"'
 # What lies in the pool, closed already, and what of it the next checkout hands out all the same.
 DEAD = 'state="dead"'
+ALIVE = 'state!="dead"'
 UNPROTECTED_DEAD = 'state="idle", risk="dead"'
 # What a loss was to users: a failed statement or checkout, or nothing.
 MET = 'phase=~"in_use|ping_failed"'
@@ -27,13 +28,16 @@ UNEXPLAINED = 'cause=~"killed|network|unknown"'
 
 # What may be without a limit, or nothing at all.
 LIMITS = ("size", "connections_limit")
+# Addresses that mean another machine on each host, and what stands there for a Unix socket.
+LOCAL = "localhost.*|127[.].*|[[]?::1.*|/.*"
 
+# Of a process, by labels of its pools: what its server is called where several hosts are looked at.
+SERVER_NAME = "instance_pool:sqlalchemy_pool_server:info"
 SERVER_OPEN = "server:sqlalchemy_pool_connections:sum"
 SERVER_LIMIT = "server:sqlalchemy_pool_connections_limit:sum"
 SERVER_MAXIMUM = "server:sqlalchemy_pool_server_max_connections:min"
 
 WINDOW = "$__rate_interval"
-POOL = "job, pool"
 
 
 def name(family: str) -> str:
@@ -82,9 +86,41 @@ def hidden_limit(fatal: str, survived: str, known: str) -> str:
     return f"{fatal} >= 10 unless {fatal} <= {survived} unless {fatal} > 0.9 * {known}"
 
 
-def per_server(expression: str, process: str, info: str) -> str:
-    """Return *expression*, summed up in each pool of a *process*, with the label ``server`` that *info* has."""
-    return f"sum by ({process}) ({expression}) * on ({process}) group_left (server) max by ({process}, server) ({info})"
+def server_of(options: Options, *matchers: str) -> str:
+    """Return 1 for each pool of a process, with the name of its server in the label ``server``.
+
+    A server at a local address is another one on each host, and one without a dot in its name, in Kubernetes, another
+    in each namespace. An unknown one is no server. Where workers were reloaded onto another host, a pool has two in
+    one process; one of them counts.
+    """
+    process = ", ".join(options.process)
+
+    def info(*more: str) -> str:
+        return series("info", *matchers, *more)
+
+    dotless = ('server!~".*[.].*"', f'server!~"unknown|{LOCAL}"')
+    # The widest of the labels around job that does not keep servers apart anyway.
+    inner = next((label for label in options.labels if label not in options.server_labels), None)
+    within = [info(*dotless)]
+    if inner:
+        inside = info(*dotless, f'{inner}!=""')
+        within = [f'label_join({inside}, "server", "/", "{inner}", "server")', info(*dotless, f'{inner}=""')]
+    local = info(f'server=~"{LOCAL}"')
+    host = f'label_replace({local}, "host", "$1", "instance", "(.+?)(:[0-9]+)?")'
+    either = "\n    or ".join(
+        (
+            info('server=~".*[.].*"', f'server!~"{LOCAL}"'),
+            *within,
+            f'label_join({host}, "server", " at ", "server", "host")',
+        )
+    )
+    return f"topk by ({process}) (1,\n  max by ({process}, server) (\n    {either}\n  )\n)"
+
+
+def per_server(expression: str, options: Options, name: str) -> str:
+    """Return *expression*, the most that a pool of a process shows of it, with the label ``server`` that *name* has."""
+    process = ", ".join(options.process)
+    return f"max by ({process}) ({expression}) * on ({process}) group_left (server) {name}"
 
 
 class Promql:
@@ -94,14 +130,21 @@ class Promql:
 
     Attributes:
         variables: The dashboard's variables, from the widest choice to the narrowest.
-        process: The labels that name a pool in a process.
+        chosen: The matchers of those.
+        pool: The labels that name a pool, as alerts keep them apart.
+        process: Those that name it in one process.
+        legend: What to call a pool.
         options: As given.
     """
 
     def __init__(self, options: Options = DEFAULT) -> None:
         self.options = options
         self.variables = (*options.labels, "job", options.instance, "pool")
-        self.process = ", ".join(self.variables)
+        self.chosen = tuple(f'{variable}=~"${variable}"' for variable in self.variables)
+        self.pool = ", ".join((*options.labels, "job", "pool"))
+        self.process = ", ".join(options.process)
+        # Optional labels last: where there are none, nothing but a space is left of them.
+        self.legend = " ".join(("{{job}}/{{pool}}", *(f"{{{{{label}}}}}" for label in reversed(options.labels))))
 
     @property
     def next(self) -> str:
@@ -110,15 +153,16 @@ class Promql:
 
     def of(self, family: str, *matchers: str) -> str:
         """Return the series of *family* that the dashboard's variables and *matchers* select."""
-        return series(family, *(f'{variable}=~"${variable}"' for variable in self.variables), *matchers)
+        return series(family, *self.chosen, *matchers)
 
     def kept(self, record: str, *matchers: str) -> str:
         """Return the same of a recorded series; those know no processes."""
         chosen = [f'{x}=~"${x}"' for x in self.variables if x != self.options.instance]
         return f"{record}{{{', '.join([*chosen, *matchers])}}}"
 
-    def rate(self, counter: str, by: str = POOL, *matchers: str) -> str:
-        """Return how often *counter* rises in a second."""
+    def rate(self, counter: str, by: str | None = None, *matchers: str) -> str:
+        """Return how often *counter* rises in a second, *by* pool unless said otherwise; by nothing at all if empty."""
+        by = self.pool if by is None else by
         if self.options.recorded:
             return _sum(by, self.kept(recorded(counter, "rate5m", *labels_of(counter)), *matchers))
         return _sum(by, f"rate({self.of(counter, *matchers)}[{WINDOW}])")
@@ -131,7 +175,7 @@ class Promql:
             return f"60 * {_sum(by, f'sum_over_time({kept}[$__range:1m]{at})')}"
         return _sum(by, f"increase({self.of(counter, *matchers)}[$__range]{at})")
 
-    def per_minute(self, counter: str, by: str = POOL, *matchers: str) -> str:
+    def per_minute(self, counter: str, by: str | None = None, *matchers: str) -> str:
         """Return how often *counter* rises in a minute: per second, rare events read as 0.0003."""
         return f"60 * {self.rate(counter, by, *matchers)}"
 
@@ -144,11 +188,11 @@ class Promql:
 
     def quantile(self, share: float, histogram: str) -> str:
         """Return a quantile of *histogram* for each pool; nothing (not NaN) where nothing happened."""
-        return f"histogram_quantile({share}, {self.rate(f'{histogram}_bucket', f'le, {POOL}')}) >= 0"
+        return f"histogram_quantile({share}, {self.rate(f'{histogram}_bucket', f'le, {self.pool}')}) >= 0"
 
-    def mean(self, seconds: str, count: str, by: str = POOL) -> str:
+    def mean(self, seconds: str, count: str) -> str:
         """Return what the counter *seconds* rises by for each of *count*; nothing (not NaN) where nothing happened."""
-        return f"{self.rate(seconds, by)} / ({self.rate(count, by)} > 0)"
+        return f"{self.rate(seconds)} / ({self.rate(count)} > 0)"
 
     def left(self, *matchers: str) -> str:
         """Return the seconds until the next inactivity limit, below 0 where it has passed."""
@@ -171,8 +215,8 @@ class Promql:
         if self.options.recorded:
             record = recorded("next_deadline_per_limit", "min", "protected")
             chosen = f'protected="{protected}"'
-            return f"min by ({POOL}) ({self.kept(record, chosen)})"
-        return f"min by ({POOL}) ({self.share_left(protected)})"
+            return f"min by ({self.pool}) ({self.kept(record, chosen)})"
+        return f"min by ({self.pool}) ({self.share_left(protected)})"
 
     def closed(self) -> str:
         """Return 0 for each process with an idle connection that is closed already, with nothing to replace it."""
@@ -197,8 +241,8 @@ class Promql:
     def fullest(self) -> str:
         """Return the greatest `fullness` in each pool."""
         if self.options.recorded:
-            return f"max by ({POOL}) ({self.kept(recorded('connections_per_limit', 'max'))})"
-        return f"max by ({POOL}) ({self.fullness()})"
+            return f"max by ({self.pool}) ({self.kept(recorded('connections_per_limit', 'max'))})"
+        return f"max by ({self.pool}) ({self.fullness()})"
 
     def failed(self) -> str:
         """Return how many callers in a second got no connection, or a lost one: each failure once."""

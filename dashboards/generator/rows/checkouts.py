@@ -1,8 +1,8 @@
 """The row on checkouts: do requests get a connection, and how fast?"""
 
 from generator.model import BARS, LEGEND_BESIDE, LOGARITHMIC, ZEROS_OUT_OF_LEGEND, Panel, Query, Row, dashed, fixed
-from generator.promql import MET, POOL, Promql
-from generator.rows.common import A_MINUTE, LEGEND, percentiles
+from generator.promql import MET, Promql
+from generator.rows.common import A_MINUTE, percentiles
 
 REASONS = {"timeout": "red", "connect": "purple", "other": "dark-red", "cancelled": "#8e8e8e", "lost": "orange"}
 
@@ -30,11 +30,11 @@ def _failures(q: Promql) -> Panel:
         width=12,
         queries=(
             Query(
-                expr=q.per_minute("checkout_failures_total", f"{POOL}, reason"),
-                legend=f"{{{{reason}}}} {LEGEND}",
+                expr=q.per_minute("checkout_failures_total", f"{q.pool}, reason"),
+                legend=f"{{{{reason}}}} {q.legend}",
             ),
-            Query(expr=q.per_minute("disconnects_total", POOL, MET), legend=f"lost {LEGEND}"),
-            Query(expr=q.per_minute("checkout_waits_total"), legend=f"found it full {LEGEND}"),
+            Query(expr=q.per_minute("disconnects_total", q.pool, MET), legend=f"lost {q.legend}"),
+            Query(expr=q.per_minute("checkout_waits_total"), legend=f"found it full {q.legend}"),
         ),
         custom=BARS,
         options=LEGEND_BESIDE,

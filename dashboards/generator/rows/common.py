@@ -3,11 +3,9 @@
 from generator.model import Json, Query, Steps
 from generator.promql import Promql
 
-LEGEND = "{{job}}/{{pool}}"
 A_MINUTE = "suffix:/min"
 RUNNING_OUT: Steps = ((None, "red"), (0.1, "orange"), (0.25, "green"))
 NAMED: Json = {"textMode": "value_and_name"}
-SPARKLINE: Json = {"graphMode": "area"}
 
 
 def fullness_steps(q: Promql, least: str) -> Steps:
@@ -24,5 +22,5 @@ def who(q: Promql) -> str:
 def percentiles(q: Promql, histogram: str, *shares: float, suffix: str = "") -> tuple[Query, ...]:
     """Return one query for each of *shares* (0.99 is p99) of *histogram*, a line for each pool."""
     return tuple(
-        Query(expr=q.quantile(share, histogram), legend=f"{LEGEND} p{share * 100:.0f}{suffix}") for share in shares
+        Query(expr=q.quantile(share, histogram), legend=f"{q.legend} p{share * 100:.0f}{suffix}") for share in shares
     )

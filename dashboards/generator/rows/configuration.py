@@ -1,7 +1,7 @@
 """The row on settings: how is each pool configured, and what is wrong with that?"""
 
 from generator.model import COLOURED, TABLE, Json, Panel, Query, Row, columns, override
-from generator.promql import POOL, Promql, finite
+from generator.promql import Promql, finite
 
 ON_OFF: Json = {
     "type": "value",
@@ -36,7 +36,7 @@ def row(q: Promql) -> Row:
 
 
 def _settings(q: Promql) -> Panel:
-    facts = f"{POOL}, server, driver, pre_ping, guard, lifo"
+    facts = f"{q.pool}, server, driver, pre_ping, guard, lifo"
     names = {
         "pool": "Pool",
         "Value #A": "Processes",
@@ -54,13 +54,13 @@ def _settings(q: Promql) -> Panel:
     }
     processes = f"topk({ROWS}, count by ({facts}) ({q.of('info')}))"
     # The facts of a pool on the right of each number, so that one row holds both.
-    facts_of = f"* on ({POOL}) group_right () ({processes} > bool 0)"
+    facts_of = f"* on ({q.pool}) group_right () ({processes} > bool 0)"
     numbers = (
-        f"max by ({POOL}) ({finite(q.of('size'))})",
-        f"max by ({POOL}) ({finite(q.of('connections_limit'))})",
-        f"min by ({POOL}) ({finite(q.of('recycle_seconds'))})",
-        f"min by ({POOL}) ({finite(q.of('checkout_timeout_seconds'))})",
-        f"min by ({POOL}) ({q.idle_limit()})",
+        f"max by ({q.pool}) ({finite(q.of('size'))})",
+        f"max by ({q.pool}) ({finite(q.of('connections_limit'))})",
+        f"min by ({q.pool}) ({finite(q.of('recycle_seconds'))})",
+        f"min by ({q.pool}) ({finite(q.of('checkout_timeout_seconds'))})",
+        f"min by ({q.pool}) ({q.idle_limit()})",
     )
     return Panel(
         kind="table",
@@ -89,7 +89,7 @@ def _settings(q: Promql) -> Panel:
 
 def _problems(q: Promql) -> Panel:
     names = {"check": "Check", "pool": "Pool", "Value": "Processes", "job": "Job"}
-    failing = f"count by ({POOL}, check) ({q.of('config_problem')} == 1)"
+    failing = f"count by ({q.pool}, check) ({q.of('config_problem')} == 1)"
     return Panel(
         kind="table",
         title="Checks that fail",

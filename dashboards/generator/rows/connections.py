@@ -3,7 +3,6 @@
 from generator.model import COLOURED, LEGEND_BESIDE, TABLE, Panel, Query, Row, columns, dashed, override, thresholds
 from generator.promql import IDLE_SOURCES, Promql, finite
 
-BY = "pool, slot"
 # Above the limit of most pools; the newest of more are left out.
 SLOTS = 25
 
@@ -23,9 +22,10 @@ def _of(q: Promql, family: str, *matchers: str) -> str:
 
 
 def _silence(q: Promql) -> Panel:
+    by = f"{q.process}, slot"
     heard = _of(q, "connection_last_activity_timestamp_seconds")
     # Chosen once for the whole time shown: slots are numbered anew only when a connection is opened.
-    latest = f"topk({SLOTS}, max by ({BY}) (max_over_time({heard}[$__range] @ end())))"
+    latest = f"topk({SLOTS}, max by ({by}) (max_over_time({heard}[$__range] @ end())))"
     return Panel(
         kind="timeseries",
         title="Silence of each connection",
@@ -37,9 +37,9 @@ def _silence(q: Promql) -> Panel:
         unit="s",
         width=14,
         queries=(
-            Query(expr=f"time() - max by ({BY}) ({heard}) and on ({BY}) {latest}", legend="{{pool}} #{{slot}}"),
+            Query(expr=f"time() - max by ({by}) ({heard}) and on ({by}) {latest}", legend="{{pool}} #{{slot}}"),
             Query(
-                expr=f"min by (pool) ({finite(_of(q, 'inactivity_limit_seconds', IDLE_SOURCES))})",
+                expr=f"min by ({q.process}) ({finite(_of(q, 'inactivity_limit_seconds', IDLE_SOURCES))})",
                 legend="{{pool}} limit",
             ),
         ),
@@ -49,8 +49,9 @@ def _silence(q: Promql) -> Panel:
 
 
 def _table(q: Promql) -> Panel:
+    by = f"{q.process}, slot"
     left, silent, age = (
-        f"max by ({BY}) ({_of(q, f'connection_{what}_timestamp_seconds')})"
+        f"max by ({by}) ({_of(q, f'connection_{what}_timestamp_seconds')})"
         for what in ("deadline", "last_activity", "created")
     )
     nearest = f"bottomk({SLOTS}, ({left} < +Inf) - time())"
@@ -85,5 +86,5 @@ def _table(q: Promql) -> Panel:
                 custom__cellOptions=COLOURED,
             ),
         ),
-        transformations=columns(names),
+        transformations=columns(names, *(label for label in q.options.process if label != "pool")),
     )

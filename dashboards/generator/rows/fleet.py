@@ -1,8 +1,7 @@
 """The row on servers: do all pools together fit into what they accept?"""
 
 from generator.model import COLOURED, LEGEND_BESIDE, TABLE, Panel, Query, Row, columns, dashed, override, thresholds
-from generator.promql import SERVER_LIMIT, SERVER_MAXIMUM, SERVER_OPEN, Promql, per_server
-from generator.rows.common import LEGEND
+from generator.promql import ALIVE, SERVER_LIMIT, SERVER_MAXIMUM, SERVER_OPEN, Promql, per_server, server_of
 
 
 def row(q: Promql) -> Row:
@@ -15,18 +14,25 @@ def row(q: Promql) -> Row:
     )
 
 
+def _by(q: Promql) -> str:
+    return ", ".join((*q.options.server_labels, "server"))
+
+
 def _expressions(q: Promql) -> tuple[str, str, str]:
     """Return what is open, what is possible and what is accepted, for each server."""
     if q.options.recorded:
-        open_, possible, accepted = (q.at(record) for record in (SERVER_OPEN, SERVER_LIMIT, SERVER_MAXIMUM))
-        return f"sum by (server) ({open_})", f"sum by (server) ({possible})", f"min by (server) ({accepted})"
-    each = (q.of("connections"), f"{q.of('connections_limit')} < +Inf", q.of("server_max_connections"))
-    open_, possible, accepted = (per_server(x, q.process, q.of("info")) for x in each)
-    return f"sum by (server) ({open_})", f"sum by (server) ({possible})", f"min by (server) ({accepted})"
+        records = (SERVER_OPEN, SERVER_LIMIT, SERVER_MAXIMUM)
+        open_, possible, accepted = (f"max by ({_by(q)}) ({q.at(record)})" for record in records)
+        return open_, possible, accepted
+    name = server_of(q.options, *q.chosen)
+    each = (f"sum without (state) ({q.of('connections', ALIVE)})", f"{q.of('connections_limit')} < +Inf")
+    open_, possible, accepted = (per_server(x, q.options, name) for x in (*each, q.of("server_max_connections")))
+    return f"sum by ({_by(q)}) ({open_})", f"sum by ({_by(q)}) ({possible})", f"min by ({_by(q)}) ({accepted})"
 
 
 def _servers(q: Promql) -> Panel:
     letters = ("open", "possible", "max_connections")
+    where = "".join(f" {{{{{label}}}}}" for label in q.options.server_labels)
     return Panel(
         kind="timeseries",
         title="Connections of each server",
@@ -38,12 +44,12 @@ def _servers(q: Promql) -> Panel:
         unit="short",
         width=10,
         queries=tuple(
-            Query(expr=expr, legend=f"{{{{server}}}} {letter}")
+            Query(expr=expr, legend=f"{{{{server}}}} {letter}{where}")
             for expr, letter in zip(_expressions(q), letters, strict=True)
         ),
         options=LEGEND_BESIDE,
         defaults={"decimals": 0},
-        overrides=(dashed("/ max_connections$/"),),
+        overrides=(dashed("/ max_connections\\b/"),),
     )
 
 
@@ -55,6 +61,7 @@ def _shares(q: Promql) -> Panel:
         "Value #A": "Open",
         "Value #B": "Possible",
         "Value #C": "Accepts",
+        **{label: label.capitalize() for label in q.options.server_labels},
     }
     return Panel(
         kind="table",
@@ -97,6 +104,6 @@ def _reporting(q: Promql) -> Panel:
         ),
         unit="short",
         width=6,
-        queries=(Query(expr=f"count by (job, pool) ({q.of('size')})", legend=LEGEND),),
+        queries=(Query(expr=f"count by (job, pool) ({q.of('size')})", legend=q.legend),),
         defaults={"decimals": 0},
     )

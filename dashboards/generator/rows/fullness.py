@@ -1,8 +1,8 @@
 """The row on the pool's limit: is it full, and who has it?"""
 
 from generator.model import LEGEND_BESIDE, LOGARITHMIC, SHADED, STACK, Panel, Query, Row, dashed, fixed
-from generator.promql import POOL, Promql
-from generator.rows.common import LEGEND, fullness_steps, percentiles
+from generator.promql import Promql
+from generator.rows.common import fullness_steps, percentiles
 from generator.rows.routes import held
 
 STATES = {"checked_out": "blue", "dead": "red", "condemned": "purple", "idle": "green"}
@@ -27,7 +27,7 @@ def _share(q: Promql) -> Panel:
         ),
         unit="percentunit",
         width=4,
-        queries=(Query(expr=q.fullest(), legend=LEGEND),),
+        queries=(Query(expr=q.fullest(), legend=q.legend),),
         steps=fullness_steps(q, "transparent"),
         custom=SHADED | {"axisSoftMax": 1},
     )
@@ -80,8 +80,8 @@ def _hold(q: Promql) -> Panel:
         queries=(
             *percentiles(q, "hold_duration_seconds", 0.5, 0.95),
             Query(
-                expr=f"max by ({POOL}) ({q.age('longest_hold_timestamp_seconds')})",
-                legend=f"{LEGEND} out now",
+                expr=f"max by ({q.pool}) ({q.age('longest_hold_timestamp_seconds')})",
+                legend=f"{q.legend} out now",
             ),
         ),
         custom=LOGARITHMIC,

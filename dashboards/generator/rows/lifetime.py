@@ -1,8 +1,8 @@
 """The row on the life of connections: how old they get, and why they are opened and closed."""
 
 from generator.model import BARS, LOGARITHMIC, ZEROS_OUT_OF_LEGEND, Panel, Query, Row, dashed
-from generator.promql import POOL, Promql, finite
-from generator.rows.common import A_MINUTE, LEGEND, percentiles
+from generator.promql import Promql, finite
+from generator.rows.common import A_MINUTE, percentiles
 
 
 def row(q: Promql) -> Row:
@@ -28,13 +28,13 @@ def _age(q: Promql) -> Panel:
         width=5,
         queries=(
             Query(
-                expr=f"max by ({POOL}) ({q.age('oldest_connection_timestamp_seconds')})",
-                legend=f"{LEGEND} oldest",
+                expr=f"max by ({q.pool}) ({q.age('oldest_connection_timestamp_seconds')})",
+                legend=f"{q.legend} oldest",
             ),
             *percentiles(q, "connection_lifetime_seconds", 0.5, 0.95, suffix=" at close"),
             Query(
-                expr=f"min by ({POOL}) {finite(q.of('recycle_seconds'))}",
-                legend=f"{LEGEND} pool_recycle",
+                expr=f"min by ({q.pool}) {finite(q.of('recycle_seconds'))}",
+                legend=f"{q.legend} pool_recycle",
             ),
         ),
         custom=LOGARITHMIC,
@@ -91,11 +91,11 @@ def _trouble(q: Promql) -> Panel:
         width=5,
         queries=(
             Query(
-                expr=q.per_minute("invalidations_total", f"{POOL}, kind"),
-                legend=f"{LEGEND} {{{{kind}}}}",
+                expr=q.per_minute("invalidations_total", f"{q.pool}, kind"),
+                legend=f"{q.legend} {{{{kind}}}}",
             ),
-            Query(expr=q.per_minute("connect_failures_total"), legend=f"{LEGEND} connect failed"),
-            Query(expr=q.per_minute("internal_errors_total"), legend=f"{LEGEND} internal error"),
+            Query(expr=q.per_minute("connect_failures_total"), legend=f"{q.legend} connect failed"),
+            Query(expr=q.per_minute("internal_errors_total"), legend=f"{q.legend} internal error"),
         ),
         custom=BARS,
         overrides=(ZEROS_OUT_OF_LEGEND,),

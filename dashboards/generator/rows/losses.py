@@ -14,8 +14,8 @@ from generator.model import (
     fixed,
     override,
 )
-from generator.promql import FOUND_IN_TIME, POOL, Promql, hidden_limit
-from generator.rows.common import A_MINUTE, LEGEND
+from generator.promql import FOUND_IN_TIME, Promql, hidden_limit
+from generator.rows.common import A_MINUTE
 
 CAUSES = {
     "inactivity": "orange",
@@ -25,7 +25,6 @@ CAUSES = {
     "unknown": "#8e8e8e",
 }
 COLOURS = (*(fixed(f"/^{cause} /", colour) for cause, colour in CAUSES.items()), ZEROS_OUT_OF_LEGEND)
-BY_CAUSE = f"{{{{cause}}}} {LEGEND}"
 
 COLUMNS = {
     "pool": "Pool",
@@ -47,14 +46,15 @@ def row(q: Promql) -> Row:
     )
 
 
-def _lost(q: Promql, phases: str, legend: str) -> Query:
-    return Query(expr=q.per_minute("disconnects_total", f"{POOL}, cause", phases), legend=legend)
+def _lost(q: Promql, phases: str, suffix: str = "") -> Query:
+    legend = f"{{{{cause}}}} {q.legend}{suffix}"
+    return Query(expr=q.per_minute("disconnects_total", f"{q.pool}, cause", phases), legend=legend)
 
 
 def _limits(q: Promql) -> Panel:
-    survived = f"max by ({POOL}) ({q.of('longest_survived_inactivity_seconds')})"
-    fatal = f"min by ({POOL}) ({q.of('shortest_fatal_inactivity_seconds')})"
-    known = f"min by ({POOL}) ({q.idle_limit()})"
+    survived = f"max by ({q.pool}) ({q.of('longest_survived_inactivity_seconds')})"
+    fatal = f"min by ({q.pool}) ({q.of('shortest_fatal_inactivity_seconds')})"
+    known = f"min by ({q.pool}) ({q.idle_limit()})"
     queries = (survived, fatal, hidden_limit(fatal, survived, known), known)
     return Panel(
         kind="table",
@@ -98,7 +98,7 @@ def _met(q: Promql) -> Panel:
         ),
         unit=A_MINUTE,
         width=6,
-        queries=(_lost(q, 'phase="in_use"', BY_CAUSE), _lost(q, 'phase="ping_failed"', f"{BY_CAUSE} ping")),
+        queries=(_lost(q, 'phase="in_use"'), _lost(q, 'phase="ping_failed"', " ping")),
         custom=BARS,
         options=LEGEND_BESIDE,
         overrides=COLOURS,
@@ -117,7 +117,7 @@ def _in_time(q: Promql) -> Panel:
         ),
         unit=A_MINUTE,
         width=5,
-        queries=(_lost(q, FOUND_IN_TIME, BY_CAUSE),),
+        queries=(_lost(q, FOUND_IN_TIME),),
         custom=BARS,
         options=LEGEND_BESIDE,
         overrides=COLOURS,
@@ -138,9 +138,9 @@ def _pings(q: Promql) -> Panel:
         queries=(
             Query(
                 expr=q.rate("pre_pings_total"),
-                legend=f"{LEGEND} pings",
+                legend=f"{q.legend} pings",
             ),
-            Query(expr=q.mean("pre_ping_seconds_total", "pre_pings_total"), legend=f"{LEGEND} ping time"),
+            Query(expr=q.mean("pre_ping_seconds_total", "pre_pings_total"), legend=f"{q.legend} ping time"),
         ),
         custom=BARS | {"fillOpacity": 30},
         overrides=(

@@ -2,7 +2,7 @@
 
 from generator.model import Panel, Query, Row, override, thresholds
 from generator.promql import AT_RISK, HELD_AT_RISK, MET, UNPROTECTED_DEAD, Promql
-from generator.rows.common import NAMED, RUNNING_OUT, SPARKLINE, fullness_steps, who
+from generator.rows.common import NAMED, RUNNING_OUT, fullness_steps, who
 
 UNPROTECTED = ('state="idle"', 'protected="false"')
 TWO = NAMED | {"orientation": "horizontal"}
@@ -26,10 +26,10 @@ def _felt(q: Promql) -> tuple[Panel, ...]:
             ),
             unit="percentunit",
             width=4,
-            queries=(Query(expr=f"({q.failed()}) / ({q.attempts()} > 0)", legend="failed"),),
+            # For now only: over a range, the last share there was would stand there long after the last caller.
+            queries=(Query(expr=f"({q.failed()}) / ({q.attempts()} > 0)", legend="failed", instant=True),),
             steps=((None, "green"), (round(budget, 9), "orange"), (round(10 * budget, 9), "red")),
             defaults={"noValue": "nobody asks"},
-            options=SPARKLINE,
         ),
         Panel(
             kind="stat",
@@ -55,9 +55,9 @@ def _felt(q: Promql) -> tuple[Panel, ...]:
             ),
             unit="short",
             width=3,
-            queries=(Query(expr=q.summed("pending_checkouts"), legend="waiting"),),
+            queries=(Query(expr=q.summed("pending_checkouts"), legend="waiting", instant=True),),
             steps=((None, "green"), (1, "orange")),
-            options=SPARKLINE,
+            defaults={"noValue": "nobody reports"},
         ),
         Panel(
             kind="stat",

@@ -1,8 +1,8 @@
 """The row on routes: which of them has the connections."""
 
 from generator.model import BARS, LEGEND_BESIDE, STACK, TABLE, ZEROS_OUT_OF_LEGEND, Panel, Query, Row, columns, override
-from generator.promql import POOL, Promql
-from generator.rows.common import A_MINUTE, LEGEND
+from generator.promql import Promql
+from generator.rows.common import A_MINUTE
 
 BY = "method, route"
 # So many lines can be told apart, and so many rows read.
@@ -21,9 +21,10 @@ def row(q: Promql) -> Row:
 
 def held(q: Promql, title: str, lines: int, width: int) -> Panel:
     """Return the panel that names the routes which hold the most, chosen once for the whole time shown."""
-    rate = q.rate("route_hold_seconds_total", BY)
+    by = ", ".join((*q.options.labels, "job", BY))
+    rate = q.rate("route_hold_seconds_total", by)
     # Ranked at each step of the graph instead, the lines would come and go.
-    ranked = f"topk({lines}, {q.increase('route_hold_seconds_total', BY, at=' @ end()')})"
+    ranked = f"topk({lines}, {q.increase('route_hold_seconds_total', by, at=' @ end()')})"
     return Panel(
         kind="timeseries",
         title=title,
@@ -34,7 +35,7 @@ def held(q: Promql, title: str, lines: int, width: int) -> Panel:
         ),
         unit="short",
         width=width,
-        queries=(Query(expr=f"{rate} and on ({BY}) {ranked}", legend="{{method}} {{route}}"),),
+        queries=(Query(expr=f"{rate} and on ({by}) {ranked}", legend="{{method}} {{route}} {{job}}"),),
         custom=STACK,
         options=LEGEND_BESIDE,
         defaults={"noValue": "no request used a pool"},
@@ -44,10 +45,10 @@ def held(q: Promql, title: str, lines: int, width: int) -> Panel:
 
 def _table(q: Promql) -> Panel:
     seconds, checkouts = (
-        q.increase(family, f"{POOL}, {BY}") for family in ("route_hold_seconds_total", "route_checkouts_total")
+        q.increase(family, f"{q.pool}, {BY}") for family in ("route_hold_seconds_total", "route_checkouts_total")
     )
     top = f"topk({ROWS}, {seconds})"
-    here = f"on ({POOL}, {BY})"
+    here = f"on ({q.pool}, {BY})"
     names = {
         "method": "Method",
         "route": "Route",
@@ -99,8 +100,8 @@ def _unreturned(q: Promql) -> Panel:
         unit=A_MINUTE,
         width=5,
         queries=(
-            Query(expr=q.per_minute("unreturned_total"), legend=f"{LEGEND} unreturned"),
-            Query(expr=q.per_minute("leaks_total"), legend=f"{LEGEND} leaked"),
+            Query(expr=q.per_minute("unreturned_total"), legend=f"{q.legend} unreturned"),
+            Query(expr=q.per_minute("leaks_total"), legend=f"{q.legend} leaked"),
         ),
         custom=BARS,
         overrides=(ZEROS_OUT_OF_LEGEND,),
@@ -117,5 +118,5 @@ def _traffic(q: Promql) -> Panel:
         ),
         unit="suffix: /s",
         width=5,
-        queries=(Query(expr=q.rate("checkouts_total"), legend=LEGEND),),
+        queries=(Query(expr=q.rate("checkouts_total"), legend=q.legend),),
     )

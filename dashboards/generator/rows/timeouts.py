@@ -19,8 +19,8 @@ from generator.model import (
     thresholds,
 )
 from generator.options import UID
-from generator.promql import POOL, Promql, finite
-from generator.rows.common import LEGEND, RUNNING_OUT, percentiles
+from generator.promql import Promql, finite
+from generator.rows.common import RUNNING_OUT, percentiles
 
 # From the worst class to the best: in a stack the first lies on the axis, where even one is seen.
 RISKS = {
@@ -45,10 +45,10 @@ def row(q: Promql) -> Row:
 
 
 def _in_class(q: Promql, risk: str) -> str:
-    closed = q.protected_dead(by=POOL)
+    closed = q.protected_dead(by=q.pool)
     if risk == "dead, protected":
         return closed
-    of_class = q.summed("timeout_risk_connections", POOL, f'risk="{risk}"')
+    of_class = q.summed("timeout_risk_connections", q.pool, f'risk="{risk}"')
     return f"{of_class} - ({closed})" if risk == "protected" else of_class
 
 
@@ -105,15 +105,17 @@ def _table(q: Promql) -> Panel:
             ),
             override("State", mappings=[held], custom__width=58),
             override("Pool", custom__width=75),
-            override("Process", custom__width=155, links=[_detail()]),
+            override("Process", custom__width=155, links=[_detail(q)]),
         ),
         transformations=columns(names, "protected", *q.options.labels),
     )
 
 
-def _detail() -> Json:
-    chosen = "var-detail=${__value.raw}&${datasource:queryparam}&${__url_time_range}"
-    return {"title": "Each connection of this process", "url": f"/d/{UID}?{chosen}", "targetBlank": False}
+def _detail(q: Promql) -> Json:
+    """Return a link that leaves every other choice as it is."""
+    kept = "&".join(f"${{{name}:queryparam}}" for name in ("datasource", *q.variables))
+    url = f"/d/{UID}?var-detail=${{__value.raw}}&{kept}&${{__url_time_range}}"
+    return {"title": "Each connection of this process", "url": url, "targetBlank": False}
 
 
 def _share(q: Promql) -> Panel:
@@ -123,13 +125,14 @@ def _share(q: Promql) -> Panel:
         question=(
             "Is a pool drifting towards its limit? The idle connection nearest to it, as a share of the limit, so"
             " that 60 s and 8 h compare. A saw-tooth that turns above the shaded part is healthy. An unprotected"
-            " line that falls through 0 means that the next request on it fails; protected ones may."
+            " line that falls through 0 means that the next request on it fails; protected ones may. Exact to one"
+            " scrape: a busy connection seems to age for so long."
         ),
         unit="percentunit",
         width=5,
         queries=(
-            Query(expr=q.least_share_left("false"), legend=f"{LEGEND} unprotected"),
-            Query(expr=q.least_share_left("true"), legend=f"{LEGEND} protected"),
+            Query(expr=q.least_share_left("false"), legend=f"{q.legend} unprotected"),
+            Query(expr=q.least_share_left("true"), legend=f"{q.legend} protected"),
         ),
         steps=((None, "red"), (0.1, "orange"), (0.25, "transparent")),
         custom=SHADED | {"lineWidth": 2},
@@ -150,7 +153,7 @@ def _risks(q: Promql) -> Panel:
         ),
         unit="short",
         width=5,
-        queries=tuple(Query(expr=_in_class(q, risk), legend=f"{risk} {LEGEND}") for risk in RISKS),
+        queries=tuple(Query(expr=_in_class(q, risk), legend=f"{risk} {q.legend}") for risk in RISKS),
         custom=STACK,
         options=LEGEND_BESIDE,
         defaults={"decimals": 0},
@@ -172,8 +175,8 @@ def _idle(q: Promql) -> Panel:
         queries=(
             *percentiles(q, "idle_duration_seconds", 0.99),
             Query(
-                expr=f"min by ({POOL}, source) {finite(q.of('inactivity_limit_seconds'))}",
-                legend=f"{LEGEND} {{{{source}}}}",
+                expr=f"min by ({q.pool}, source) {finite(q.of('inactivity_limit_seconds'))}",
+                legend=f"{q.legend} {{{{source}}}}",
             ),
         ),
         custom=LOGARITHMIC,

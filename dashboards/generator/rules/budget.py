@@ -1,6 +1,6 @@
 """The error budget: callers who got no connection, or a lost one, among all who asked."""
 
-from generator.options import Options
+from generator.options import FASTEST, Options
 from generator.promql import MET, WITHOUT, recorded, series
 from generator.rules.common import group_by
 from generator.rules.model import Alert, Record
@@ -9,7 +9,7 @@ FAILED = recorded("failed_checkouts", "rate5m")
 ATTEMPTS = recorded("checkout_attempts", "rate5m")
 # How many times faster than the objective allows, over a long window and a short one that says that it still goes on;
 # at that rate a month's budget is gone within 2, 5 and 30 days.
-FAST = ((14.4, "1h", "5m"), (6, "6h", "30m"))
+FAST = ((FASTEST, "1h", "5m"), (6, "6h", "30m"))
 SLOW = ((1, "3d", "6h"),)
 # Fewer are no rate, whatever share of little traffic they are.
 ENOUGH = 10
@@ -56,15 +56,15 @@ def alerts(options: Options) -> tuple[Alert, ...]:
             options,
             burning=FAST,
             counted="1h",
-            lasting="2m",
+            lasting="4m",
             severity="critical",
             window="fast",
             comment=(
                 "Bad is: no connection in time or at all, and a lost one that a caller met, each failure once. Callers"
-                " who gave up themselves are neither bad nor good. An outage of three quarters of a minute, as in a"
-                " restart, does not fill the long window. Ten failures in an hour have to be there, so that three of"
-                " twenty at night wake nobody; they are counted in steps of a minute, as a young job's few would"
-                " otherwise be taken for those of a whole hour."
+                " who gave up themselves are neither bad nor good. An outage of two minutes, as in a restart or a"
+                " failover, is over before anybody could do something about it. Ten failures in an hour have to be"
+                " there, so that three of twenty at night wake nobody; they are counted in steps of a minute, as a"
+                " young job's few would otherwise be taken for those of a whole hour."
             ),
         ),
         _alert(

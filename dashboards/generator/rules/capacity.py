@@ -1,8 +1,17 @@
 """What the fleet's pools take of a server, and the alerts on that and on settings."""
 
 from generator.options import Options
-from generator.promql import SERVER_LIMIT, SERVER_MAXIMUM, SERVER_OPEN, per_server, series
-from generator.rules.common import group_by, process
+from generator.promql import (
+    ALIVE,
+    SERVER_LIMIT,
+    SERVER_MAXIMUM,
+    SERVER_NAME,
+    SERVER_OPEN,
+    per_server,
+    series,
+    server_of,
+)
+from generator.rules.common import group_by
 from generator.rules.model import Alert, Record
 
 EVALUATE = (
@@ -10,21 +19,22 @@ EVALUATE = (
     " scrapes them all, or else in the ruler above (Thanos, Mimir, VictoriaMetrics). In one of several that scrape a"
     " part each, they would divide a part of the connections by all that the server accepts, and stay silent."
 )
-CHOSEN: tuple[str, ...] = ()
 
 
 def records(options: Options) -> tuple[Record, ...]:
-    """Return what is open, what is possible and what is accepted, for each server."""
-    by, one, info = ", ".join((*options.server_labels, "server")), process(options), series("info")
+    """Return what each server is called, and what of it is open, possible and accepted."""
+    by = ", ".join((*options.server_labels, "server"))
+    # What lies dead in a pool is not open on the server.
     open_, possible, accepted = (
-        per_server(expression, one, info).replace(" * on", "\n  * on")
+        per_server(expression, options, SERVER_NAME).replace(" * on", "\n  * on")
         for expression in (
-            series("connections"),
+            f"sum without (state) ({series('connections', ALIVE)})",
             f"{series('connections_limit')} < +Inf",
             series("server_max_connections"),
         )
     )
     return (
+        Record(title=SERVER_NAME, expr=server_of(options)),
         Record(title=SERVER_OPEN, expr=f"sum by ({by}) (\n  {open_}\n)"),
         Record(title=SERVER_LIMIT, expr=f"sum by ({by}) (\n  {possible}\n)"),
         Record(title=SERVER_MAXIMUM, expr=f"min by ({by}) (\n  {accepted}\n)"),
@@ -45,7 +55,7 @@ def alerts(options: Options) -> tuple[Alert, ...]:
                 "The pools that report hold {{ $value | humanizePercentage }} of max_connections of {{ $labels.server"
                 " }}. Beyond that it refuses everybody: 1040 on MySQL and MariaDB, 53300 on PostgreSQL."
             ),
-            chosen=CHOSEN,
+            kept="servers",
         ),
         Alert(
             title="SQLAlchemyPoolFleetOverServer",
@@ -61,7 +71,7 @@ def alerts(options: Options) -> tuple[Alert, ...]:
                 "If every process filled its pools, they would need {{ $value | humanizePercentage }} of"
                 " max_connections of {{ $labels.server }}."
             ),
-            chosen=CHOSEN,
+            kept="servers",
         ),
     )
 

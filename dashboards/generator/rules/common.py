@@ -14,4 +14,4 @@ def group_by(options: Options) -> str:
 
 def process(options: Options) -> str:
     """Return the labels that name a pool in a process."""
-    return ", ".join((*options.labels, "job", options.instance, "pool"))
+    return ", ".join(options.process)

@@ -75,19 +75,19 @@ def _leaks(options: Options) -> Alert:
 
 def _unreturned(options: Options) -> Alert:
     by, one = group_by(options), process(options)
-    out = f"time() - {finite(series('longest_hold_timestamp_seconds'))} > 60"
+    out = f"max_over_time((time() - {finite(series('longest_hold_timestamp_seconds'))})[15m:1m])"
     return Alert(
         title="SQLAlchemyPoolConnectionsUnreturned",
         comment=(
             "A task that outlives its request and gives the connection back soon is a way to work. So the same process"
-            " has to have one out for more than a minute."
+            " has to have had one out for more than a minute lately; lately, because others come and go beside it."
         ),
-        expr=(f"sum by ({by}) (\n  increase({series('unreturned_total')}[30m]) > 0\n  and on ({one}) ({out})\n) > 0"),
+        expr=f"sum by ({by}) (\n  increase({series('unreturned_total')}[1h]) > 0\n  and on ({one}) {out} > 60\n)",
         severity="warning",
         summary="Requests of {{ $labels.job }} end and keep their connections of pool {{ $labels.pool }}.",
         description=(
-            'In the last 30 minutes, {{ printf "%.0f" $value }} connection(s) of pool {{ $labels.pool }} of {{'
-            " $labels.job }} were still out when the request that took them had wholly ended, and one is out for more"
-            " than a minute now. The application's log names the routes."
+            'In the last hour, {{ printf "%.0f" $value }} connection(s) of pool {{ $labels.pool }} of {{ $labels.job }}'
+            " were still out when the request that took them had wholly ended, and one was out for more than a minute."
+            " The application's log names the routes."
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from textwrap import fill, indent
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from generator.options import UID
@@ -36,7 +36,7 @@ class Alert:
         severity: ``critical`` wakes somebody, ``warning`` is work for the day, ``info`` a hint.
         lasting: For how long it has to be true.
         labels: More of them.
-        chosen: Those of its labels that choose on the dashboard.
+        kept: What it keeps apart: pools, or servers.
     """
 
     title: str
@@ -47,7 +47,11 @@ class Alert:
     description: str
     lasting: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    chosen: tuple[str, ...] = ("job", "pool")
+    kept: Literal["pools", "servers"] = "pools"
+
+    def chosen(self, options: Options) -> tuple[str, ...]:
+        """Return those of its labels that choose on the dashboard."""
+        return (*options.labels, "job", "pool") if self.kept == "pools" else options.server_labels
 
 
 Rule = Record | Alert
@@ -55,15 +59,24 @@ Rule = Record | Alert
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Rules that are evaluated one after the other, so that each sees what those above it have just recorded."""
+    """Rules that are evaluated one after the other, so that each sees what those above it have just recorded.
+
+    Every *interval*, or else as often as Prometheus evaluates rules.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     comment: str = ""
+    interval: str = ""
 
 
 def _comment(text: str, depth: int) -> list[str]:
     return [indent(fill(text, WIDTH - depth - 2), " " * depth + "# ")] if text else []
+
+
+def _choice(label: str) -> str:
+    # Nothing where the series have no such label: the dashboard would show what has an empty one.
+    return f"{{{{ with $labels.{label} }}}}&var-{label}={{{{ . | urlquery }}}}{{{{ end }}}}"
 
 
 def _expr(expr: str) -> list[str]:
@@ -74,8 +87,7 @@ def _rule(rule: Rule, options: Options) -> str:
     if isinstance(rule, Record):
         return "\n".join([f"      - record: {rule.title}", *_expr(rule.expr)])
     # Without a host where none was given: only the reader knows where that Grafana is.
-    chosen = "&".join(f"var-{x}={{{{ $labels.{x} | urlquery }}}}" for x in rule.chosen)
-    dashboard = f"{options.grafana}/d/{UID}" + (f"?{chosen}" if chosen else "")
+    dashboard = f"{options.grafana}/d/{UID}?" + "".join(_choice(x) for x in rule.chosen(options))
     return "\n".join(
         [
             *_comment(rule.comment, 6),
@@ -99,7 +111,9 @@ def groups_text(groups: Sequence[Group], options: Options) -> str:
     """Return *groups* as the list that both Prometheus's files and Kubernetes' objects hold."""
     lines = ["groups:"]
     for group in groups:
-        lines += [*_comment(group.comment, 2), f"  - name: {group.name}", "    rules:"]
+        lines += [*_comment(group.comment, 2), f"  - name: {group.name}"]
+        lines += [f"    interval: {group.interval}"] if group.interval else []
+        lines += ["    rules:"]
         lines += [_rule(rule, options) for rule in group.rules]
     return "\n".join(lines) + "\n"
 

@@ -17,8 +17,13 @@ from generator.rules.remedies import remedy
 
 
 def alerts(options: Options) -> tuple[Alert, ...]:
-    """Return those on what is coming first."""
-    return (_near(options), _dead(options), _disconnects(options), _hidden(options))
+    """Return those on what is coming."""
+    return (_near(options), _dead(options))
+
+
+def losses(options: Options) -> tuple[Alert, ...]:
+    """Return those on what has happened again and again, which read a day of every process's counters."""
+    return (_disconnects(options), _hidden(options))
 
 
 def _near(options: Options) -> Alert:

@@ -148,7 +148,7 @@ def _introduction(application: str, prometheus: Prometheus | None, *, own: bool)
   Prometheus   {address}
   alerts       {alerts}
   Grafana      Connections > Data sources > Prometheus: {source}, scrape interval {_SCRAPE_SECONDS}s
-               Dashboards > New > Import > upload {file}, choose that data source
+               Dashboards > New > Import > upload {file}; its data source is chosen at the top
 
 The server closes a connection that is silent {limit}. The pool (5, and 5 more at need) has neither
 pre-ping nor recycle, so after a long quiet spell the next user gets a dead connection, and an error. Below:
