@@ -164,7 +164,7 @@ def test_labels_and_thresholds_are_arguments() -> None:
     ]
     for wanted in ("> 0.144", "> 0.06", "> 0.01", "> 0.25", "sum by (region, namespace, job, pool)"):
         assert wanted in made["alerts.yml"], wanted
-    assert "https://grafana.example/d/sqlalchemy-pool?{{ with $labels.region }}&var-region=" in made["alerts.yml"]
+    assert "https://grafana.example/d/sqlalchemy-pool?var-job=" in made["alerts.yml"]
     assert "https://wiki.example/pools#sqlalchemypoolexhausted" in made["alerts.yml"]
     assert "> 0.8" in made["server.yml"]
     assert "sum by (region, server)" in made["server.yml"]

@@ -21,7 +21,7 @@ def _exhausted(options: Options) -> Alert:
             " that a pool swallows is no exhaustion, and a pool that is full on purpose has nobody waiting. A pool"
             " without a limit is never full."
         ),
-        expr=(f"count by ({by}) (\n  ({series('pending_checkouts')} > 0)\n  and ({full} >= 1)\n) > 0"),
+        expr=f"count by ({by}) (\n  ({series('pending_checkouts')} > 0)\n  and ({full} >= 1)\n)",
         lasting="5m",
         severity="critical",
         summary="Requests of {{ $labels.job }} queue for a connection from the full pool {{ $labels.pool }}.",
@@ -75,7 +75,9 @@ def _leaks(options: Options) -> Alert:
 
 def _unreturned(options: Options) -> Alert:
     by, one = group_by(options), process(options)
-    out = f"max_over_time((time() - {finite(series('longest_hold_timestamp_seconds'))})[15m:1m])"
+    since = series("longest_hold_timestamp_seconds")
+    # Until the scrape, and not until now: what is given back in between has been out for less.
+    out = f"max_over_time((timestamp({since}) - {finite(since)})[15m:1m])"
     return Alert(
         title="SQLAlchemyPoolConnectionsUnreturned",
         comment=(

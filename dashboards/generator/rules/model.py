@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 WIDTH = 110
 
 
+def _choice(label: str) -> str:
+    # Nothing where the series have no such label: the dashboard would show what has an empty one.
+    return f"{{{{ with $labels.{label} }}}}&var-{label}={{{{ . | urlquery }}}}{{{{ end }}}}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One recording rule, whose series are called *title*."""
@@ -49,9 +54,12 @@ class Alert:
     labels: Mapping[str, str] = field(default_factory=dict)
     kept: Literal["pools", "servers"] = "pools"
 
-    def chosen(self, options: Options) -> tuple[str, ...]:
-        """Return those of its labels that choose on the dashboard."""
-        return (*options.labels, "job", "pool") if self.kept == "pools" else options.server_labels
+    def choices(self, options: Options) -> str:
+        """Return what chooses on the dashboard what it is about."""
+        if self.kept == "servers":
+            return "".join(map(_choice, options.server_labels))
+        always = "&".join(f"var-{label}={{{{ $labels.{label} | urlquery }}}}" for label in ("job", "pool"))
+        return always + "".join(map(_choice, options.labels))
 
 
 Rule = Record | Alert
@@ -74,11 +82,6 @@ def _comment(text: str, depth: int) -> list[str]:
     return [indent(fill(text, WIDTH - depth - 2), " " * depth + "# ")] if text else []
 
 
-def _choice(label: str) -> str:
-    # Nothing where the series have no such label: the dashboard would show what has an empty one.
-    return f"{{{{ with $labels.{label} }}}}&var-{label}={{{{ . | urlquery }}}}{{{{ end }}}}"
-
-
 def _expr(expr: str) -> list[str]:
     return ["        expr: |-", indent(expr, " " * 10)]
 
@@ -87,7 +90,7 @@ def _rule(rule: Rule, options: Options) -> str:
     if isinstance(rule, Record):
         return "\n".join([f"      - record: {rule.title}", *_expr(rule.expr)])
     # Without a host where none was given: only the reader knows where that Grafana is.
-    dashboard = f"{options.grafana}/d/{UID}?" + "".join(_choice(x) for x in rule.chosen(options))
+    dashboard = f"{options.grafana}/d/{UID}?{rule.choices(options)}"
     return "\n".join(
         [
             *_comment(rule.comment, 6),
