@@ -141,11 +141,15 @@ def fleet_over_server(facts: Facts) -> bool:
 
 
 def limit_unknown(facts: Facts) -> bool:
-    """A connection to a server was handed out, and neither the server nor ``inactivity_limit=`` has told its limit.
+    """Neither the server nor ``inactivity_limit=`` has told the limit, and nothing acts whatever it is.
 
-    So it is with ``server_limits=False`` alone too: then nobody asks and nobody tells, and no deadline is ever known.
+    So it is with ``server_limits=False`` alone too: then nobody asks and nobody tells. With a guard or a working
+    pre-ping no limit is needed, and a pool of size 0, NullPool, has no idle connection.
     """
-    return facts.asked and facts.served and facts.idle_limit is None
+    settings = facts.settings
+    pinged = settings.pre_ping and facts.pings
+    asked = facts.asked and facts.served and settings.size > 0
+    return asked and facts.idle_limit is None and not (facts.guard or pinged)
 
 
 def hidden_limit(facts: Facts) -> bool:

@@ -166,8 +166,10 @@ class Ledger:
     def handed_out(self, slot: Slot, now: float) -> None:
         """Book a hold of *slot*'s connection that begins at *now*, on behalf of who was seen to check it out."""
         slot.arrived = False
-        if slot.held is not None:
-            self.held(slot, slot.account, now - slot.held)
+        # Taken off first: who reads meanwhile would count it twice.
+        before, held, slot.held = slot.account, slot.held, None
+        if held is not None:
+            self.held(slot, before, now - held)
         slot.account = account = slot.caller
         slot.held = now
         if account is not None:

@@ -93,11 +93,15 @@ class PoolWatchMiddleware:
         try:
             await self.app(scope, receive, send)
         finally:
-            # Without the token, which is of no use to who closes a coroutine in another context.
-            current.set(outer)
+            # Without the token, which is of no use to who closes a coroutine in another context; and not in that one,
+            # which may be a request's that goes on.
+            if current.get() is account:
+                current.set(outer)
             account.ended = True
             if account.used:
                 close(account)
+            else:
+                account.slim()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._watch()

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 UNMATCHED = "unmatched"
 OTHER = "other"
 NOBODY = ("none", "none")
+# What a route is found by.
+_KEPT = (
+    *("type", "method", "path", "root_path", "app_root_path"),
+    *("app", "router", "endpoint", "route", "fastapi"),
+)
 
 
 class Account:
@@ -31,7 +36,7 @@ class Account:
         missing: Those of them that were found out after the end, each with whether that was logged; ``None`` before.
     """
 
-    __slots__ = ("ended", "missing", "most", "owner", "route_of", "scope", "taken", "used")
+    __slots__ = ("ended", "missing", "most", "owner", "route_of", "scope", "taken", "used", "used_ledger")
 
     def __init__(self, scope: Any, route_of: Callable[[Any], tuple[str, str]], most: int) -> None:
         self.scope = scope
@@ -40,6 +45,7 @@ class Account:
         self.owner: tuple[str, str] | None = None
         self.used = self.ended = False
         self.taken: dict[Any, Any] = {}
+        self.used_ledger: Any = None
         self.missing: dict[Any, bool] | None = None
 
     def resolve(self) -> tuple[str, str]:
@@ -52,9 +58,16 @@ class Account:
             self.scope = None
         return owner
 
+    def slim(self) -> None:
+        """Keep of the scope what a route is found by: tasks and transports that go on keep this account."""
+        scope = self.scope
+        if scope is not None:
+            self.scope = kept = {key: scope[key] for key in _KEPT if key in scope}
+            kept["headers"] = [header for header in scope.get("headers", ()) if header[0] == b"host"]
+
     def took(self, slot: Any, ledger: Any) -> None:
         """Note that the connection of *slot* was handed out on its behalf."""
-        self.used = True
+        self.used, self.used_ledger = True, ledger
         self.taken[slot] = ledger
 
     def gave_back(self, slot: Any, seconds: float) -> None:

@@ -69,21 +69,29 @@ class Routes:
         if router is not self._router:
             self._missed.clear()
             self._learn(router)
-        endpoint = scope.get("endpoint")
-        leaves = self._leaves.get(id(endpoint))
-        if leaves is None and endpoint is not None and self._is_new(endpoint):
+        endpoint, route = scope.get("endpoint"), scope.get("route")
+        leaves = self._leaves.get(id(endpoint), [])
+        chosen = _chosen(leaves, scope)
+        # An endpoint may have got another route since, or be reached by a router that shows none.
+        unknown = None if chosen else route if leaves else endpoint
+        if unknown is not None and self._is_new(unknown):
             self._learn(router)
-            leaves = self._leaves.get(id(endpoint))
-        leaves = _chosen(leaves or [], scope) or leaves or []
-        found = {each.template for each in leaves}
+            leaves = self._leaves.get(id(endpoint), [])
+            chosen = _chosen(leaves, scope)
+        found = {each.template for each in chosen}
         if len(found) == 1:
             return found.pop()
         # Else not routed yet, not by this router, or nowhere; or one of several routes of an endpoint.
         before = _unrouted(scope)
-        return _match_again(before, leaves) or _match(before, self._nodes)
+        matched = _match_again(before, chosen or leaves) or _match(before, self._nodes)
+        if matched is None and route is None and len(found := {each.template for each in leaves}) == 1:
+            # Routed by an older Starlette, and its path was rewritten.
+            return found.pop()
+        return matched
 
     def _learn(self, router: object) -> None:
-        nodes = list(_nodes(_routes_of(router) or (), "", ()))
+        routes = _routes_of(router) or ()
+        nodes = list(_nodes(routes, "", (), (routes,)))
         leaves: dict[int, list[Node]] = {}
         for node in _leaves(nodes):
             if node.endpoint is not None:
@@ -97,18 +105,18 @@ class Routes:
         return True
 
 
-def _nodes(routes: Iterable[Any], prefix: str, above: tuple[Node, ...]) -> Iterator[Node]:
+def _nodes(routes: Iterable[Any], prefix: str, above: tuple[Node, ...], inside: tuple[Any, ...]) -> Iterator[Node]:
     for route in routes:
         # FastAPI 0.137 and later keep an included router as one route; these are its own, with all prefixes.
         contexts = getattr(route, "effective_route_contexts", None)
         if contexts is None:
-            yield _node(route, route, prefix, above)
+            yield _node(route, route, prefix, above, inside)
         else:
             for each in contexts():
-                yield _node(each.starlette_route or each, each, prefix, above)
+                yield _node(each.starlette_route or each, each, prefix, above, inside)
 
 
-def _node(matcher: Any, mark: object, prefix: str, above: tuple[Node, ...]) -> Node:
+def _node(matcher: Any, mark: object, prefix: str, above: tuple[Node, ...], inside: tuple[Any, ...]) -> Node:
     path = getattr(matcher, "path", None)
     if not isinstance(matcher, (Mount, Host)):
         template = prefix + (path if isinstance(path, str) else _ANYTHING)
@@ -116,21 +124,26 @@ def _node(matcher: Any, mark: object, prefix: str, above: tuple[Node, ...]) -> N
     # A host has none.
     template = prefix + (path or "")
     routes = _routes_of(matcher.app) if len(above) < _LAYERS else None
-    if routes is None:
+    # One that is mounted in itself, under two names perhaps, is looked through once there.
+    if routes is None or sum(each is routes for each in inside) > 1:
         return Node(matcher, mark, matcher.app, template + _ANYTHING, above, None)
     below: list[Node] = []
     node = Node(matcher, mark, matcher.app, template, above, below)
-    below += _nodes(routes, template, (*above, node))
+    below += _nodes(routes, template, (*above, node), (*inside, routes))
     return node
 
 
 def _routes_of(app: Any) -> Sequence[Any] | None:
     """Return the routes of *app* or, of what middleware is around it, the application inside; ``None`` if unknown."""
-    for _ in range(_LAYERS):
-        routes = getattr(app, "routes", None)
-        if isinstance(routes, Sequence) and all(hasattr(each, "matches") for each in routes):
-            return routes
-        app = getattr(app, "app", None)
+    try:
+        for _ in range(_LAYERS):
+            routes = getattr(app, "routes", None)
+            if isinstance(routes, Sequence) and all(hasattr(each, "matches") for each in routes):
+                return routes
+            app = getattr(app, "app", None)
+    except Exception:  # noqa: BLE001
+        # A proxy of another framework's, which is not to be asked now.
+        return None
     return None
 
 

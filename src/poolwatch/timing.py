@@ -102,11 +102,11 @@ class TimedPool:
                 slot: Slot = proxy.record_info[key]  # type: ignore[index]
                 # Not set where a pool hands a thread the proxy that it already has.
                 if slot.arrived:
-                    slot.arrived = False
-                    now = clock()
+                    slot.arrived, now = False, clock()
                     # Some pools hand out again what a caller still holds, and report one return for both.
-                    if slot.held is not None:
-                        ledger.held(slot, slot.account, now - slot.held)
+                    account, held, slot.held = slot.account, slot.held, None
+                    if held is not None:
+                        ledger.held(slot, account, now - held)
                     slot.account, slot.held = slot.caller, now
                     if slot.account is not None:
                         slot.account.took(slot, ledger)

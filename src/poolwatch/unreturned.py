@@ -11,7 +11,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from poolwatch.requests import late
+from poolwatch.requests import OTHER, UNMATCHED, late
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("poolwatch")
 
 # Seconds between the end of a request and its judgement.
-MOMENT = 0.25
+MOMENT = 2.0
+# In so many steps, each begun when the last is over: a loop that was busy for long has had no time to give back.
+_STEPS = 8
 # Seconds between two lines about one route and pool; the first one after them says how many there would have been.
 BETWEEN = 60.0
 _MOST_LINES = 1000
@@ -30,25 +32,31 @@ _lines: dict[tuple[str, tuple[str, str]], tuple[float, int]] = {}
 
 def close(account: Account) -> None:
     """End the request of *account*; never raises."""
-    ledgers = set(account.taken.values())
+    ledgers: set[Ledger] = set()
     try:
-        # A reader who meets the same error counts it.
-        with suppress(Exception):
+        ledgers.update(account.taken.values())
+        try:
             account.resolve()
-        if late:
-            _tell_late()
+        except Exception as error:  # noqa: BLE001
+            # Now and once: else the scope is kept, and the application asked again, until somebody folds.
+            account.owner = (OTHER, UNMATCHED)
+            account.scope = None
+            account.used_ledger.trouble(describe("route", error))
         left = [
             (ledger, (account, slot, held, ledger.clock()))
-            for slot, ledger in list(account.taken.items())
+            # Not items(): its tuples let the garbage collector in, whose listeners change the dictionary.
+            for slot in list(account.taken)
             # Not so while another thread gives it back.
-            if (held := slot.held) is not None
+            if (held := slot.held) is not None and (ledger := account.taken.get(slot)) is not None
         ]
         for ledger, ending in left:
             ledger.endings.append(ending)
         if left:
             # Without a loop of asyncio's, a reader does it.
             with suppress(RuntimeError):
-                asyncio.get_running_loop().call_later(MOMENT, _judge_all, left)
+                _step(asyncio.get_running_loop(), left, _STEPS)
+        if late:
+            _tell_late()
     except Exception as error:  # noqa: BLE001
         for ledger in ledgers:
             ledger.trouble(describe("unreturned", error))
@@ -58,11 +66,19 @@ def settle(ledger: Ledger) -> None:
     """Judge who was not yet; say which connections have come back that were told missing. Never raises."""
     try:
         for ending in ledger.endings[:]:
-            if ledger.clock() - ending[-1] >= MOMENT:
+            # Well after the timer, where there is one.
+            if ledger.clock() - ending[-1] >= 2 * MOMENT:
                 _judge(ledger, ending)
         _tell_late()
     except Exception as error:  # noqa: BLE001
         ledger.trouble(describe("unreturned", error))
+
+
+def _step(loop: asyncio.AbstractEventLoop, left: list[tuple[Ledger, Ending]], steps: int) -> None:
+    if steps:
+        loop.call_later(MOMENT / _STEPS, _step, loop, left, steps - 1)
+    else:
+        _judge_all(left)
 
 
 def _judge_all(left: list[tuple[Ledger, Ending]]) -> None:
