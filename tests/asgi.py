@@ -60,6 +60,26 @@ async def foreign(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse("foreign")(scope, receive, send)
 
 
+def closed(app: ASGIApp) -> ASGIApp:
+    """Put a function around *app* that shows nothing of it."""
+
+    async def around(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    return around
+
+
+class Copying:
+    """Gives the application a scope of its own, as some middleware does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a copy on."""
+        await self._app(dict(scope), receive, send)
+
+
 class Asking:
     """Asks for the route of each request, before it is routed and after its end.
 

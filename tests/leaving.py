@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from asgi import client
-from poolwatch import PoolWatchMiddleware, watch
+from poolwatch import PoolWatchMiddleware, requests, unreturned, watch
 from support import assert_books, until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     import httpx
-    import pytest
     from prometheus_client import CollectorRegistry
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from poolwatch import Watch
 
+    MakeEngine = Callable[..., AsyncEngine]
     Work = Callable[[], Awaitable[object]]
 
 
@@ -77,3 +78,21 @@ class Stage:
     async def judged(self) -> None:
         """Wait until no request is left that was not judged."""
         await until(lambda: not self.watched._ledger.endings, "a judgement without a reader")
+
+
+@pytest.fixture
+async def stage(
+    make_engine: MakeEngine,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Stage]:
+    """Return the stage; nothing was logged before, and nobody is left unjudged."""
+    monkeypatch.setattr(unreturned, "_lines", {})
+    monkeypatch.setattr(unreturned, "MOMENT", 0.03)
+    made = Stage(make_engine(), registry, caplog)
+    yield made
+    while made.held:
+        await made.give_back()
+    assert not made.watched._ledger.endings
+    requests.late.clear()

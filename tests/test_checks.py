@@ -104,8 +104,21 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         ],
     ),
     "limit_unknown": (
-        [{"idle_limit": None}],
-        [{}, {"idle_limit": LIMIT}, {"idle_limit": None, "asked": False}, {"idle_limit": None, "served": False}],
+        [
+            {"idle_limit": None},
+            {"idle_limit": None, "pre_ping": True, "pings": False},
+            {"idle_limit": None, "recycle": 60},
+            {"idle_limit": None, **ONE},
+        ],
+        [
+            {},
+            {"idle_limit": LIMIT},
+            {"idle_limit": None, "asked": False},
+            {"idle_limit": None, "served": False},
+            {"idle_limit": None, "pre_ping": True},
+            {"idle_limit": None, "guard": True},
+            {"idle_limit": None, **NULL},
+        ],
     ),
     "hidden_limit": (
         [

@@ -67,6 +67,8 @@ def problems(watched: Watch) -> set[str]:
         ({"pool_recycle": 60, "pool_size": 150, "max_overflow": 51}, {}, {"process_over_server"}),
         ({"pool_recycle": 60, "pool_size": 150, "max_overflow": 50}, {}, set()),
         ({"pool_size": 500}, {"server_limits": False}, {"limit_unknown"}),
+        ({"pool_pre_ping": True}, {"server_limits": False}, set()),
+        ({"poolclass": NullPool}, {"server_limits": False}, set()),
         ({}, {"server_limits": False, "inactivity_limit": 50}, {"recycle_unprotected"}),
     ],
 )

@@ -104,6 +104,8 @@ def test_connections_that_are_kept(stage: Stage) -> None:
     stage.ask_for("POST", "/keep", KEEPING).result(PATIENCE)
     out = during(stage.ask_for("POST", "/keep", CUT).result, PATIENCE)
     leaked(stage, LEAKING)
+    # A request is judged a moment after its end.
+    assert poll(lambda: stage.snapshot(KEEPING).unreturned_total == 1, seconds=PATIENCE)
     stage.scraped()
     pools = (KEEPING, LEAKING, CALM)
     assert {"keeping"} == stage.raised(f"{KEPT} A", *pools)

@@ -12,10 +12,10 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 
-from asgi import EARLY_AND_LATE, Asking, Events, client, foreign, hello
+from asgi import EARLY_AND_LATE, Asking, Copying, Events, client, closed, foreign, hello
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp
 
 pytestmark = pytest.mark.anyio
 
@@ -35,26 +35,6 @@ class Talk(WebSocketEndpoint):
         """Take the call and hang up."""
         await websocket.accept()
         await websocket.close()
-
-
-def closed(app: ASGIApp) -> ASGIApp:
-    """Put a function around *app* that shows nothing of it."""
-
-    async def around(scope: Scope, receive: Receive, send: Send) -> None:
-        await app(scope, receive, send)
-
-    return around
-
-
-class Copying:
-    """Gives the application a scope of its own, as some middleware does."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a copy on."""
-        await self._app(dict(scope), receive, send)
 
 
 async def _through(request: Any, call_next: Any) -> Any:

@@ -188,3 +188,12 @@ def test_scrape_intervals_agree() -> None:
     known = re.findall(r"timeInterval: (\S+)", text_of("dashboards/provisioning/grafana/datasources/prometheus.yml"))
     assert scraped == known
     assert len(known) == 1
+
+
+def test_pictures_of_the_readme_are_there_and_small() -> None:
+    """Protects the README's first screen, and those who clone it over a slow line."""
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text_of("README.md"))
+    assert {Path(path) for path in shown} == {
+        path.relative_to(ROOT) for path in (ROOT / "dashboards" / "pictures").iterdir()
+    }
+    assert all((ROOT / path).stat().st_size < 300_000 for path in shown)

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import create_engine
-from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
-from asgi import client
-from leaving import Stage
 from poolwatch import PoolWatchMiddleware, requests, unreturned, watch
-from poolwatch.ledger import Ledger
 from support import until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy import Connection
 
-    MakeEngine = Callable[..., AsyncEngine]
-    Work = Callable[[], Awaitable[object]]
+    from leaving import Stage
 
+pytest_plugins = ["leaving"]
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def stage(
-    make_engine: MakeEngine,
-    registry: CollectorRegistry,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Any:
-    """Return the stage; nothing was logged before."""
-    monkeypatch.setattr(unreturned, "_lines", {})
-    monkeypatch.setattr(unreturned, "MOMENT", 0.03)
-    made = Stage(make_engine(), registry, caplog)
-    yield made
-    while made.held:
-        await made.give_back()
-    assert not made.watched._ledger.endings
-    requests.late.clear()
 
 
 async def test_left_out(stage: Stage) -> None:
@@ -63,13 +40,14 @@ async def test_left_out(stage: Stage) -> None:
 
 
 async def test_judged_by_a_reader(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader judges where no timer has, and not too soon."""
+    """A reader judges where no timer has: once, and not before a timer would have had twice its time."""
     monkeypatch.setattr(unreturned, "MOMENT", 60.0)
     await stage.request(stage.take)
-    assert 0 == stage.watched.snapshot().unreturned_total
-    monkeypatch.setattr(unreturned, "MOMENT", 0.0)
-    for _ in range(2):
-        assert 1 == stage.watched.snapshot().unreturned_total
+    ledger = stage.watched._ledger
+    (ending,) = ledger.endings
+    for later, expected in ((0.0, 0), (119.9, 0), (120.1, 1), (121.0, 1)):
+        monkeypatch.setattr(ledger, "clock", lambda now=ending[-1] + later: now)
+        assert expected == stage.watched.snapshot().unreturned_total
     assert 1 == len(stage.lines())
 
 
@@ -129,6 +107,47 @@ async def test_given_back_a_moment_later(stage: Stage) -> None:
     await closing[0]
     await stage.judged()
     assert (0, []) == (await stage.count(), stage.lines())
+
+
+def _within_the_moment(connection: Connection) -> None:
+    asyncio.get_running_loop().call_later(unreturned.MOMENT / 2, connection.close)
+
+
+def _in_a_busy_loop(connection: Connection) -> None:
+    async def close() -> None:
+        # As many turns of the loop as an answer of the server's takes to get there.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        connection.close()
+
+    loop = asyncio.get_running_loop()
+    # Another request that computes.
+    loop.call_soon(time.sleep, 2 * unreturned.MOMENT)
+    closing.append(loop.create_task(close()))
+
+
+closing: list[asyncio.Task[None]] = []
+
+
+@pytest.mark.parametrize("leave", [_within_the_moment, _in_a_busy_loop])
+async def test_given_back_within_the_moment(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, leave: Callable[[Connection], None]
+) -> None:
+    """Nobody is accused who gives back before it is over, however little of it the event loop left to others."""
+    monkeypatch.setattr(unreturned, "MOMENT", 0.03)
+    engine = create_engine("sqlite://")
+    watched = watch(engine, registry=registry)
+
+    async def app(*_: Any) -> None:
+        leave(engine.connect())
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    await PoolWatchMiddleware(app, registry=registry)(scope, *(None, None))  # type: ignore[arg-type]
+    assert 1 == len(watched._ledger.endings)
+    await until(lambda: not watched._ledger.endings, "a judgement")
+    snapshot = watched.snapshot()
+    assert (0, 0) == (snapshot.unreturned_total, snapshot.connections["checked_out"])
+    assert {("GET", "unmatched"): 1} == snapshot.route_checkouts_total
 
 
 async def test_within_the_request(stage: Stage) -> None:
@@ -194,37 +213,6 @@ async def test_another_hold(stage: Stage, *, outside: bool) -> None:
     tasks[0].cancel()
 
 
-async def test_given_back_by_a_thread_at_the_end(stage: Stage) -> None:
-    """What a thread is giving back at the moment of the end is not out."""
-    account = requests.Account(object(), lambda _: ("GET", "/"), 1)
-    await stage.take()
-    await stage.give_back()
-    (slot,) = stage.watched._ledger.slots.values()
-    account.took(slot, stage.watched._ledger)
-    unreturned.close(account)
-    assert [] == stage.watched._ledger.endings
-
-
-async def test_what_is_around_gives_back(stage: Stage) -> None:
-    """Of two middlewares of ours the outer one knows the end: what is between them may give back until then."""
-
-    async def page(_request: Any) -> PlainTextResponse:
-        await stage.take()
-        return PlainTextResponse("done")
-
-    inner: Any = PoolWatchMiddleware(Starlette(routes=[Route("/", page)]))
-
-    async def between(scope: Any, receive: Any, send: Any) -> None:
-        await inner(scope, receive, send)
-        await asyncio.sleep(2 * unreturned.MOMENT)
-        await stage.give_back()
-
-    async with client(PoolWatchMiddleware(between)) as http:
-        assert 200 == (await http.get("/")).status_code
-    assert 0 == await stage.count()
-    assert {("GET", "/"): 1} == stage.watched.snapshot().route_checkouts_total
-
-
 async def test_nothing_is_kept(stage: Stage) -> None:
     """A request that is over keeps neither its scope nor what it took, however that went."""
     accounts: list[Any] = []
@@ -264,62 +252,3 @@ async def test_a_failing_request(stage: Stage) -> None:
     with pytest.raises(LookupError):
         await stage.request(fail)
     assert 0 == await stage.count()
-
-
-async def test_a_watch_that_was_closed(stage: Stage, registry: CollectorRegistry) -> None:
-    """What came back when nobody listened any more is not out."""
-
-    async def take_and_stop() -> None:
-        await stage.take()
-        stage.watched.close()
-        await stage.give_back()
-
-    await stage.request(take_and_stop)
-    await stage.judged()
-    assert [] == stage.lines()
-    assert 0 == watch(stage.engine, registry=registry).snapshot().unreturned_total
-
-
-@pytest.mark.parametrize("broken", ["count", "endings"])
-async def test_an_error_of_our_own(stage: Stage, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    """It never reaches a request or a reader."""
-
-    class Broken(list[Any]):
-        def append(self, _each: object) -> None:
-            raise ZeroDivisionError
-
-    def count(counted: Ledger, *event: str) -> None:
-        if event == ("unreturned_total",):
-            raise ZeroDivisionError
-        counted._note(event)
-
-    with monkeypatch.context() as patch:
-        if broken == "count":
-            patch.setattr(Ledger, "count", count)
-        else:
-            patch.setattr(stage.watched._ledger, "endings", Broken())
-        assert 200 == (await stage.request(stage.take)).status_code
-        await stage.judged()
-    assert 1 == stage.watched.snapshot().internal_errors_total
-
-
-def test_without_a_loop(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no event loop of asyncio's runs, who reads judges."""
-    monkeypatch.setattr(unreturned, "_lines", {})
-    monkeypatch.setattr(unreturned, "MOMENT", 0.0)
-    engine, held = create_engine("sqlite://"), []
-    watched = watch(engine, registry=registry)
-
-    async def app(*_: Any) -> None:
-        held.append(engine.connect())
-
-    request: Any = PoolWatchMiddleware(app, registry=registry)(
-        {"type": "http", "method": "GET", "path": "/", "headers": []},
-        *(None, None),  # type: ignore[arg-type]
-    )
-    with pytest.raises(StopIteration):
-        request.send(None)
-    assert 1 == watched.snapshot().unreturned_total
-    assert {("GET", "unmatched"): 1} == watched.snapshot().route_checkouts_total
-    assert 0 == watched.snapshot().internal_errors_total
-    held.pop().close()

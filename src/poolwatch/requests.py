@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ OTHER = "other"
 NOBODY = ("none", "none")
 # What a route is found by.
 _KEPT = (
-    *("type", "method", "path", "root_path", "app_root_path"),
+    *("type", "method", "scheme", "server", "path", "root_path", "app_root_path"),
     *("app", "router", "endpoint", "route", "fastapi"),
 )
 
@@ -31,6 +32,7 @@ class Account:
         most: How many routes a pool tells apart.
         owner: Method and route's template; ``None`` until somebody needed it.
         used: A connection was checked out on its behalf.
+        used_ledger: The ledger of the pool that had the last of them; ``None`` before.
         ended: The request is over, background tasks included.
         taken: The slots of connections that are out on its behalf, each with the ledger of its pool.
         missing: Those of them that were found out after the end, each with whether that was logged; ``None`` before.
@@ -59,15 +61,20 @@ class Account:
         return owner
 
     def slim(self) -> None:
-        """Keep of the scope what a route is found by: tasks and transports that go on keep this account."""
+        """Keep of the scope what a route is found by: tasks and transports that go on keep this account.
+
+        Never raises; a scope that is not as ASGI has it is kept whole.
+        """
         scope = self.scope
         if scope is not None:
-            self.scope = kept = {key: scope[key] for key in _KEPT if key in scope}
-            kept["headers"] = [header for header in scope.get("headers", ()) if header[0] == b"host"]
+            with suppress(Exception):
+                host = [header for header in scope.get("headers", ()) if header[0] == b"host"]
+                self.scope = {key: scope[key] for key in _KEPT if key in scope} | {"headers": host}
 
     def took(self, slot: Any, ledger: Any) -> None:
         """Note that the connection of *slot* was handed out on its behalf."""
-        self.used, self.used_ledger = True, ledger
+        # In this order: another thread that finds it used takes the ledger.
+        self.used_ledger, self.used = ledger, True
         self.taken[slot] = ledger
 
     def gave_back(self, slot: Any, seconds: float) -> None:
