@@ -40,7 +40,7 @@ ALIKE = {
     "instance_pool:sqlalchemy_pool_server:info": [
         'namespace="" to namespace=~".*"',
         'server!~".*[.].*" to server=~".*"',
-        f'server!~"{LOCAL}" to server!~"{LOCAL.replace("[[]?::1([]:].*)?|", "")}"',
+        f'server!~"{LOCAL}" to server!~"{LOCAL.replace(".?::1(.?:.*)?|", "")}"',
         f'server!~"unknown|{LOCAL}" to server!~"unknown|{LOCAL.replace("127[.].*|", "")}"',
     ],
 }

@@ -29,7 +29,7 @@ UNEXPLAINED = 'cause=~"killed|network|unknown"'
 # What may be without a limit, or nothing at all.
 LIMITS = ("size", "connections_limit")
 # Addresses that mean another machine on each host, and what stands there for a Unix socket.
-LOCAL = "localhost([.:].*)?|127[.].*|[[]?::1([]:].*)?|/.*"
+LOCAL = "localhost([.:].*)?|127[.].*|.?::1(.?:.*)?|/.*"
 
 # Of a process, by labels of its pools: what its server is called where several hosts are looked at.
 SERVER_NAME = "instance_pool:sqlalchemy_pool_server:info"
