@@ -64,7 +64,6 @@ async def assert_survives(client: Client, proxy: Eavesdropper, nonsense: bytes) 
         pytest.param(OK, id="no rows"),
         pytest.param(mysql(1, b""), id="empty"),
         pytest.param(mysql(1, b"\xff\x10"), id="half an error"),
-        pytest.param(mysql(1, b"\1") + mysql(2, b"\xfc\xff\xff\xff\xff"), id="half a column"),
         pytest.param(mysql(1, b"\xfe\0\0\2\0"), id="an end"),
         pytest.param(mysql(1, b"\xfb/etc/passwd"), id="a question"),
     ],
@@ -75,6 +74,16 @@ async def test_nonsense_on_mysql(make_client: MakeClient, server: TlsServer, non
     with Eavesdropper(server) as proxy:
         client = make_client(port=proxy.port)
         await assert_survives(client, proxy, nonsense)
+        await client.close()
+
+
+# asyncmy's compiled parser reads on behind the end of the packet, which now and then is the end of the process.
+@on_each([each for each in MYSQL if each.driver.name != "asyncmy"])
+async def test_half_a_column(make_client: MakeClient, server: TlsServer) -> None:
+    """A column that is longer than its packet is as much nonsense as the rest."""
+    with Eavesdropper(server) as proxy:
+        client = make_client(port=proxy.port)
+        await assert_survives(client, proxy, mysql(1, b"\1") + mysql(2, b"\xfc\xff\xff\xff\xff"))
         await client.close()
 
 
