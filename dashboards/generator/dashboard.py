@@ -1,5 +1,6 @@
 """The dashboard around its panels: variables, time range, and what an import needs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from generator.model import DATASOURCE, KINDS, Json, Row, layout
@@ -24,7 +25,7 @@ ROWS = (now, checkouts, fullness, timeouts, losses, lifetime, routes, fleet, con
 ALWAYS = ("job", "instance", "pool")
 
 
-def _variable(label: str, chosen: list[str], **properties: object) -> Json:
+def _variable(label: str, chosen: Sequence[str], **properties: object) -> Json:
     query = f"label_values({name('info')}{{{', '.join(chosen)}}}, {label})"
     return {
         "name": label,
@@ -43,7 +44,6 @@ def _variable(label: str, chosen: list[str], **properties: object) -> Json:
 
 
 def _variables(q: Promql) -> list[Json]:
-    chosen: list[str] = []
     variables: list[Json] = [
         {
             "name": "datasource",
@@ -59,19 +59,18 @@ def _variables(q: Promql) -> list[Json]:
             "includeAll": False,
         }
     ]
-    for label in q.variables:
-        variables.append(
-            _variable(
-                label,
-                chosen,
-                current={"selected": True, "text": ["All"], "value": ["$__all"]},
-                multi=True,
-                includeAll=True,
-                allValue=".+" if label in ALWAYS else ".*",
-            )
+    variables += [
+        _variable(
+            label,
+            q.chosen[:place],
+            current={"selected": True, "text": ["All"], "value": ["$__all"]},
+            multi=True,
+            includeAll=True,
+            allValue=".+" if label in ALWAYS else ".*",
         )
-        chosen.append(f'{label}=~"${label}"')
-    detail = _variable(q.options.instance, chosen, current={}, multi=False, includeAll=False)
+        for place, label in enumerate(q.variables)
+    ]
+    detail = _variable(q.options.instance, q.chosen, current={}, multi=False, includeAll=False)
     return [*variables, detail | {"name": "detail", "label": "Process in the last row"}]
 
 

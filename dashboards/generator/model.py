@@ -59,6 +59,7 @@ LEGEND_BESIDE: Json = {
 }
 
 TABLE: Json = {"align": "auto", "minWidth": 55, "cellOptions": {"type": "auto"}, "filterable": False}
+CUSTOM: dict[str, Json] = {"stat": {}, "table": TABLE, "timeseries": LINE}
 COLOURED: Json = {"type": "color-text"}
 
 
@@ -171,7 +172,7 @@ def _target(query: Query, number: int, kind: str) -> Json:
 
 def _panel(panel: Panel, number: int, position: Json) -> Json:
     mode = "palette-classic" if panel.kind == "timeseries" else "thresholds"
-    custom = (LINE if panel.kind == "timeseries" else {}) | panel.custom
+    custom = CUSTOM[panel.kind] | panel.custom
     defaults = {
         "unit": panel.unit,
         "mappings": [],

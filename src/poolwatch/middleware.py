@@ -98,7 +98,7 @@ class PoolWatchMiddleware:
             if current.get() is account:
                 current.set(outer)
             account.ended = True
-            if account.used:
+            if account.ledger is not None:
                 close(account)
             else:
                 account.slim()

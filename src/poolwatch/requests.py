@@ -31,23 +31,22 @@ class Account:
         route_of: Returns the method and the route's template of a scope.
         most: How many routes a pool tells apart.
         owner: Method and route's template; ``None`` until somebody needed it.
-        used: A connection was checked out on its behalf.
-        used_ledger: The ledger of the pool that had the last of them; ``None`` before.
+        ledger: That of the pool it had its latest connection of; ``None`` if it had none.
         ended: The request is over, background tasks included.
         taken: The slots of connections that are out on its behalf, each with the ledger of its pool.
         missing: Those of them that were found out after the end, each with whether that was logged; ``None`` before.
     """
 
-    __slots__ = ("ended", "missing", "most", "owner", "route_of", "scope", "taken", "used", "used_ledger")
+    __slots__ = ("ended", "ledger", "missing", "most", "owner", "route_of", "scope", "taken")
 
     def __init__(self, scope: Any, route_of: Callable[[Any], tuple[str, str]], most: int) -> None:
         self.scope = scope
         self.route_of = route_of
         self.most = most
         self.owner: tuple[str, str] | None = None
-        self.used = self.ended = False
+        self.ended = False
         self.taken: dict[Any, Any] = {}
-        self.used_ledger: Any = None
+        self.ledger: Any = None
         self.missing: dict[Any, bool] | None = None
 
     def resolve(self) -> tuple[str, str]:
@@ -73,8 +72,7 @@ class Account:
 
     def took(self, slot: Any, ledger: Any) -> None:
         """Note that the connection of *slot* was handed out on its behalf."""
-        # In this order: another thread that finds it used takes the ledger.
-        self.used_ledger, self.used = ledger, True
+        self.ledger = ledger
         self.taken[slot] = ledger
 
     def gave_back(self, slot: Any, seconds: float) -> None:

@@ -41,7 +41,7 @@ def close(account: Account) -> None:
             # Now and once: else the scope is kept, and the application asked again, until somebody folds.
             account.owner = (OTHER, UNMATCHED)
             account.scope = None
-            account.used_ledger.trouble(describe("route", error))
+            account.ledger.trouble(describe("route", error))
         left = [
             (ledger, (account, slot, held, ledger.clock()))
             # Not items(): its tuples let the garbage collector in, whose listeners change the dictionary.

@@ -1,6 +1,6 @@
 """The row on settings: how is each pool configured, and what is wrong with that?"""
 
-from generator.model import COLOURED, TABLE, Json, Panel, Query, Row, columns, override
+from generator.model import COLOURED, Json, Panel, Query, Row, columns, override
 from generator.promql import Promql, finite
 
 ON_OFF: Json = {
@@ -76,7 +76,6 @@ def _settings(q: Promql) -> Panel:
             Query(expr=expr, instant=True) for expr in (processes, *(f"{number} {facts_of}" for number in numbers))
         ),
         defaults={"noValue": "", "decimals": 0},
-        custom=TABLE,
         options={"sortBy": [{"displayName": "Pool", "desc": False}]},
         overrides=(
             override("/^(pool_recycle|pool_timeout|Idle limit)$/", unit="suffix:s"),
@@ -102,7 +101,6 @@ def _problems(q: Promql) -> Panel:
         queries=(Query(expr=f"topk({ROWS}, {failing})", instant=True),),
         steps=((None, "orange"),),
         defaults={"noValue": "none", "decimals": 0},
-        custom=TABLE,
         options={"sortBy": [{"displayName": "Processes", "desc": True}]},
         overrides=(
             override("Processes", custom__cellOptions=COLOURED, custom__width=95),

@@ -1,6 +1,6 @@
 """The row on one process: what does each of its connections do?"""
 
-from generator.model import COLOURED, LEGEND_BESIDE, TABLE, Panel, Query, Row, columns, dashed, override, thresholds
+from generator.model import COLOURED, LEGEND_BESIDE, Panel, Query, Row, columns, dashed, override, thresholds
 from generator.promql import IDLE_SOURCES, Promql, finite
 
 # Above the limit of most pools; the newest of more are left out.
@@ -76,7 +76,6 @@ def _table(q: Promql) -> Panel:
             for expr in (nearest, f"bottomk({SLOTS}, time() - {silent})", f"bottomk({SLOTS}, time() - {age})")
         ),
         defaults={"noValue": "", "decimals": 0},
-        custom=TABLE,
         options={"sortBy": [{"displayName": "Closed in", "desc": False}]},
         overrides=(
             override("Slot", unit="none", custom__width=60),

@@ -1,6 +1,6 @@
 """The row on servers: do all pools together fit into what they accept?"""
 
-from generator.model import COLOURED, LEGEND_BESIDE, TABLE, Panel, Query, Row, columns, dashed, override, thresholds
+from generator.model import COLOURED, LEGEND_BESIDE, Panel, Query, Row, columns, dashed, override, thresholds
 from generator.promql import ALIVE, SERVER_LIMIT, SERVER_MAXIMUM, SERVER_OPEN, Promql, per_server, server_of
 
 
@@ -78,7 +78,6 @@ def _shares(q: Promql) -> Panel:
         ),
         steps=steps,
         defaults={"noValue": "unknown", "decimals": 0},
-        custom=TABLE,
         options={"sortBy": [{"displayName": "Open", "desc": True}]},
         overrides=(
             override("Open", custom__cellOptions=COLOURED, custom__width=80),

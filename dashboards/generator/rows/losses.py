@@ -5,7 +5,6 @@ from generator.model import (
     COLOURED,
     LEGEND_BESIDE,
     PLAIN,
-    TABLE,
     ZEROS_OUT_OF_LEGEND,
     Panel,
     Query,
@@ -72,7 +71,6 @@ def _limits(q: Promql) -> Panel:
         width=8,
         queries=tuple(Query(expr=expr, instant=True) for expr in queries),
         defaults={"noValue": "", "decimals": 0},
-        custom=TABLE,
         options={"sortBy": [{"displayName": "Hidden limit", "desc": True}]},
         overrides=(
             override("Pool", custom__width=80),

@@ -1,6 +1,6 @@
 """The row on routes: which of them has the connections."""
 
-from generator.model import BARS, LEGEND_BESIDE, STACK, TABLE, ZEROS_OUT_OF_LEGEND, Panel, Query, Row, columns, override
+from generator.model import BARS, LEGEND_BESIDE, STACK, ZEROS_OUT_OF_LEGEND, Panel, Query, Row, columns, override
 from generator.promql import Promql
 from generator.rows.common import A_MINUTE
 
@@ -74,7 +74,6 @@ def _table(q: Promql) -> Panel:
             Query(expr=f"{top} / {here} ({checkouts} > 0)", instant=True),
         ),
         defaults={"noValue": "", "decimals": 2},
-        custom=TABLE,
         options={"sortBy": [{"displayName": "Held", "desc": True}]},
         overrides=(
             override("Method", custom__width=90),

@@ -6,7 +6,6 @@ from generator.model import (
     LOGARITHMIC,
     SHADED,
     STACK,
-    TABLE,
     ZEROS_OUT_OF_LEGEND,
     Json,
     Panel,
@@ -83,7 +82,6 @@ def _table(q: Promql) -> Panel:
         width=9,
         queries=tuple(Query(expr=expr, instant=True) for expr in (nearest, *shares)),
         defaults={"noValue": ""},
-        custom=TABLE,
         options={"sortBy": [{"displayName": "Time left", "desc": False}]},
         overrides=(
             override("Time left", decimals=0, custom__width=86),

@@ -119,8 +119,3 @@ def groups_text(groups: Sequence[Group], options: Options) -> str:
         lines += ["    rules:"]
         lines += [_rule(rule, options) for rule in group.rules]
     return "\n".join(lines) + "\n"
-
-
-def alerts_of(groups: Sequence[Group]) -> tuple[Alert, ...]:
-    """Return the alerts of *groups*."""
-    return tuple(rule for group in groups for rule in group.rules if isinstance(rule, Alert))
