@@ -48,6 +48,25 @@ class Options:
     runbook: str = "RUNBOOK.md"
 
     @property
+    def by_pool(self) -> str:
+        """The labels that name a pool, by which alerts are kept apart.
+
+        "by" and not "without": scrape configurations add pod, container, node and more, which would keep the processes
+        of one job apart. A label that nobody sets costs nothing.
+        """
+        return ", ".join((*self.labels, "job", "pool"))
+
+    @property
+    def by_process(self) -> str:
+        """The labels of `process`."""
+        return ", ".join(self.process)
+
+    @property
+    def by_server(self) -> str:
+        """The labels that name a server."""
+        return ", ".join((*self.server_labels, "server"))
+
+    @property
     def process(self) -> tuple[str, ...]:
         """The labels that name a pool in a process; a pod may have several targets, so theirs is always among them."""
         return tuple(dict.fromkeys((*self.labels, "job", "instance", self.instance, "pool")))

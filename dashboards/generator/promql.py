@@ -5,6 +5,8 @@ selector of a panel carries all of them. The meaning of a metric is written down
 library's catalogue and not repeated here.
 """
 
+from collections.abc import Callable
+
 from generator.options import DEFAULT, Options
 from poolwatch.catalog import BY_FIELD, PREFIX
 
@@ -12,6 +14,7 @@ from poolwatch.catalog import BY_FIELD, PREFIX
 # one that is busy with a long statement looks just as silent although it is not.
 AT_RISK = 'state="idle", risk=~"imminent|expired"'
 HELD_AT_RISK = 'state="checked_out", risk=~"imminent|expired"'
+IDLE = 'state="idle"'
 # What lies in the pool, closed already, and what of it the next checkout hands out all the same.
 DEAD = 'state="dead"'
 ALIVE = 'state!="dead"'
@@ -38,6 +41,9 @@ SERVER_LIMIT = "server:sqlalchemy_pool_connections_limit:sum"
 SERVER_MAXIMUM = "server:sqlalchemy_pool_server_max_connections:min"
 
 WINDOW = "$__rate_interval"
+
+# What returns the series of a family that matchers select: everybody's, or those that are chosen.
+Select = Callable[..., str]
 
 
 def name(family: str) -> str:
@@ -69,20 +75,55 @@ def recorded(family: str, operation: str, *labels: str) -> str:
     return f"{'_'.join(('job_pool', *labels))}:{name(family)}:{operation}"
 
 
+def _choice(label: str) -> str:
+    """Return the matcher for what is chosen at the top of the dashboard."""
+    return f'{label}=~"${label}"'
+
+
 def _sum(by: str, expression: str) -> str:
     return f"sum by ({by}) ({expression})" if by else f"sum({expression})"
 
 
-def fullness(connections: str, limit: str) -> str:
+def fullness(of: Select) -> str:
     """Return the share of its limit that each process has handed out; 0 where there is no limit."""
-    return f"{connections} / ignoring (state) {limit}"
+    checked_out = of("connections", 'state="checked_out"')
+    return f"{checked_out} / ignoring (state) {of('connections_limit')}"
 
 
-def hidden_limit(fatal: str, survived: str, known: str) -> str:
+def idle_limit(of: Select) -> str:
+    """Return the idle limit of each process; nothing where there is none or none is known."""
+    return finite(f"min without (source) ({of('inactivity_limit_seconds', IDLE_SOURCES)})")
+
+
+def left(of: Select, *matchers: str) -> str:
+    """Return the seconds until the next inactivity limit, below 0 where it has passed."""
+    return f"{finite(of('next_deadline_timestamp_seconds', *matchers))} - time()"
+
+
+def share_left(of: Select, *matchers: str) -> str:
+    """Return what `left` is of the idle limit of the same process, for its idle connections.
+
+    Held ones have no share: in a transaction a shorter limit may apply than the one divided by.
+    """
+    numerator = left(of, IDLE, *matchers)
+    return f"({numerator}) / ignoring (state, protected) group_left () {idle_limit(of)}"
+
+
+def silences(of: Select, by: str) -> tuple[str, str, str]:
+    """Return the longest silence survived, the shortest that was fatal, and the known limit."""
+    return (
+        f"max by ({by}) ({of('longest_survived_inactivity_seconds')})",
+        f"min by ({by}) ({of('shortest_fatal_inactivity_seconds')})",
+        f"min by ({by}) ({idle_limit(of)})",
+    )
+
+
+def hidden_limit(of: Select, by: str) -> str:
     """Return the silence that was fatal where only a limit that nobody told us of explains it so well.
 
     None is as short as ten seconds; a KILL finds many a connection that has been idle for less.
     """
+    survived, fatal, known = silences(of, by)
     return f"{fatal} >= 10 unless {fatal} <= {survived} unless {fatal} > 0.9 * {known}"
 
 
@@ -93,7 +134,7 @@ def server_of(options: Options, *matchers: str) -> str:
     in each namespace. An unknown one is no server. Where workers were reloaded onto another host, a pool has two in
     one process; one of them counts.
     """
-    process = ", ".join(options.process)
+    process = options.by_process
 
     def info(*more: str) -> str:
         return series("info", *matchers, *more)
@@ -117,10 +158,22 @@ def server_of(options: Options, *matchers: str) -> str:
     return f"topk by ({process}) (1,\n  max by ({process}, server) (\n    {either}\n  )\n)"
 
 
-def per_server(expression: str, options: Options, name: str) -> str:
-    """Return *expression*, the most that a pool of a process shows of it, with the label ``server`` that *name* has."""
-    process = ", ".join(options.process)
-    return f"max by ({process}) ({expression}) * on ({process}) group_left (server) {name}"
+def servers(of: Select, options: Options, name: str) -> tuple[str, str, str]:
+    """Return what is open, possible and accepted at each server; *name* has the label ``server`` of each process."""
+    each = (
+        # What lies dead in a pool is not open on the server.
+        ("sum", f"sum without (state) ({of('connections', ALIVE)})"),
+        ("sum", f"{of('connections_limit')} < +Inf"),
+        ("min", of("server_max_connections")),
+    )
+    process = options.by_process
+    open_, possible, accepted = (
+        f"{operation} by ({options.by_server}) (\n"
+        f"  max by ({process}) ({expression})\n"
+        f"  * on ({process}) group_left (server) {name}\n)"
+        for operation, expression in each
+    )
+    return open_, possible, accepted
 
 
 class Promql:
@@ -140,9 +193,9 @@ class Promql:
     def __init__(self, options: Options = DEFAULT) -> None:
         self.options = options
         self.variables = (*options.labels, "job", options.instance, "pool")
-        self.chosen = tuple(f'{variable}=~"${variable}"' for variable in self.variables)
-        self.pool = ", ".join((*options.labels, "job", "pool"))
-        self.process = ", ".join(options.process)
+        self.chosen = tuple(map(_choice, self.variables))
+        self.pool = options.by_pool
+        self.process = options.by_process
         # Optional labels last: where there are none, nothing but a space is left of them.
         self.legend = " ".join(("{{job}}/{{pool}}", *(f"{{{{{label}}}}}" for label in reversed(options.labels))))
 
@@ -157,8 +210,8 @@ class Promql:
 
     def kept(self, record: str, *matchers: str) -> str:
         """Return the same of a recorded series; those know no processes."""
-        chosen = [f'{x}=~"${x}"' for x in self.variables if x != self.options.instance]
-        return f"{record}{{{', '.join([*chosen, *matchers])}}}"
+        chosen = map(_choice, (label for label in self.variables if label != self.options.instance))
+        return f"{record}{{{', '.join((*chosen, *matchers))}}}"
 
     def rate(self, counter: str, by: str | None = None, *matchers: str) -> str:
         """Return how often *counter* rises in a second, *by* pool unless said otherwise; by nothing at all if empty."""
@@ -194,29 +247,13 @@ class Promql:
         """Return what the counter *seconds* rises by for each of *count*; nothing (not NaN) where nothing happened."""
         return f"{self.rate(seconds)} / ({self.rate(count)} > 0)"
 
-    def left(self, *matchers: str) -> str:
-        """Return the seconds until the next inactivity limit, below 0 where it has passed."""
-        return f"{finite(self.of('next_deadline_timestamp_seconds', *matchers))} - time()"
-
-    def idle_limit(self) -> str:
-        """Return the idle limit of each process; nothing where there is none or none is known."""
-        return finite(f"min without (source) ({self.of('inactivity_limit_seconds', IDLE_SOURCES)})")
-
-    def share_left(self, protected: str) -> str:
-        """Return what `left` is of the idle limit of the same process, for its idle connections.
-
-        Held ones have no share: in a transaction a shorter limit may apply than the one divided by.
-        """
-        numerator = self.left('state="idle"', f'protected="{protected}"')
-        return f"({numerator}) / ignoring (state, protected) group_left () {self.idle_limit()}"
-
     def least_share_left(self, protected: str) -> str:
         """Return the least of `share_left` in each pool."""
+        chosen = f'protected="{protected}"'
         if self.options.recorded:
             record = recorded("next_deadline_per_limit", "min", "protected")
-            chosen = f'protected="{protected}"'
             return f"min by ({self.pool}) ({self.kept(record, chosen)})"
-        return f"min by ({self.pool}) ({self.share_left(protected)})"
+        return f"min by ({self.pool}) ({share_left(self.of, chosen)})"
 
     def closed(self) -> str:
         """Return 0 for each process with an idle connection that is closed already, with nothing to replace it."""
@@ -234,15 +271,11 @@ class Promql:
         """Return the seconds since the moment that *family* holds."""
         return f"time() - {finite(self.of(family))}"
 
-    def fullness(self) -> str:
-        """Return the share of its limit that each process has handed out; 0 where there is no limit."""
-        return fullness(self.of("connections", 'state="checked_out"'), self.of("connections_limit"))
-
     def fullest(self) -> str:
         """Return the greatest `fullness` in each pool."""
         if self.options.recorded:
             return f"max by ({self.pool}) ({self.kept(recorded('connections_per_limit', 'max'))})"
-        return f"max by ({self.pool}) ({self.fullness()})"
+        return f"max by ({self.pool}) ({fullness(self.of)})"
 
     def failed(self) -> str:
         """Return how many callers in a second got no connection, or a lost one: each failure once."""
@@ -257,5 +290,5 @@ class Promql:
 
     def at(self, record: str) -> str:
         """Return a recorded series of servers, which know neither jobs nor pools."""
-        chosen = ", ".join(f'{label}=~"${label}"' for label in self.options.server_labels)
+        chosen = ", ".join(map(_choice, self.options.server_labels))
         return f"{record}{{{chosen}}}" if chosen else record

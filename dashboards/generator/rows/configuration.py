@@ -1,7 +1,7 @@
 """The row on settings: how is each pool configured, and what is wrong with that?"""
 
 from generator.model import COLOURED, Json, Panel, Query, Row, columns, override
-from generator.promql import Promql, finite
+from generator.promql import Promql, finite, idle_limit
 
 ON_OFF: Json = {
     "type": "value",
@@ -60,7 +60,7 @@ def _settings(q: Promql) -> Panel:
         f"max by ({q.pool}) ({finite(q.of('connections_limit'))})",
         f"min by ({q.pool}) ({finite(q.of('recycle_seconds'))})",
         f"min by ({q.pool}) ({finite(q.of('checkout_timeout_seconds'))})",
-        f"min by ({q.pool}) ({q.idle_limit()})",
+        f"min by ({q.pool}) ({idle_limit(q.of)})",
     )
     return Panel(
         kind="table",

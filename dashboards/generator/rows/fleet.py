@@ -1,7 +1,7 @@
 """The row on servers: do all pools together fit into what they accept?"""
 
 from generator.model import COLOURED, LEGEND_BESIDE, Panel, Query, Row, columns, dashed, override, thresholds
-from generator.promql import ALIVE, SERVER_LIMIT, SERVER_MAXIMUM, SERVER_OPEN, Promql, per_server, server_of
+from generator.promql import SERVER_LIMIT, SERVER_MAXIMUM, SERVER_OPEN, Promql, server_of, servers
 
 
 def row(q: Promql) -> Row:
@@ -14,20 +14,13 @@ def row(q: Promql) -> Row:
     )
 
 
-def _by(q: Promql) -> str:
-    return ", ".join((*q.options.server_labels, "server"))
-
-
 def _expressions(q: Promql) -> tuple[str, str, str]:
     """Return what is open, what is possible and what is accepted, for each server."""
     if q.options.recorded:
         records = (SERVER_OPEN, SERVER_LIMIT, SERVER_MAXIMUM)
-        open_, possible, accepted = (f"max by ({_by(q)}) ({q.at(record)})" for record in records)
+        open_, possible, accepted = (f"max by ({q.options.by_server}) ({q.at(record)})" for record in records)
         return open_, possible, accepted
-    name = server_of(q.options, *q.chosen)
-    each = (f"sum without (state) ({q.of('connections', ALIVE)})", f"{q.of('connections_limit')} < +Inf")
-    open_, possible, accepted = (per_server(x, q.options, name) for x in (*each, q.of("server_max_connections")))
-    return f"sum by ({_by(q)}) ({open_})", f"sum by ({_by(q)}) ({possible})", f"min by ({_by(q)}) ({accepted})"
+    return servers(q.of, q.options, server_of(q.options, *q.chosen))
 
 
 def _servers(q: Promql) -> Panel:

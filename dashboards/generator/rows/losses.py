@@ -13,7 +13,7 @@ from generator.model import (
     fixed,
     override,
 )
-from generator.promql import FOUND_IN_TIME, Promql, hidden_limit
+from generator.promql import FOUND_IN_TIME, Promql, hidden_limit, silences
 from generator.rows.common import A_MINUTE
 
 CAUSES = {
@@ -51,10 +51,8 @@ def _lost(q: Promql, phases: str, suffix: str = "") -> Query:
 
 
 def _limits(q: Promql) -> Panel:
-    survived = f"max by ({q.pool}) ({q.of('longest_survived_inactivity_seconds')})"
-    fatal = f"min by ({q.pool}) ({q.of('shortest_fatal_inactivity_seconds')})"
-    known = f"min by ({q.pool}) ({q.idle_limit()})"
-    queries = (survived, fatal, hidden_limit(fatal, survived, known), known)
+    survived, fatal, known = silences(q.of, q.pool)
+    queries = (survived, fatal, hidden_limit(q.of, q.pool), known)
     return Panel(
         kind="table",
         title="Silence survived, and fatal",

@@ -1,10 +1,10 @@
 """The first row: does anyone hurt now?"""
 
 from generator.model import Panel, Query, Row, override, thresholds
-from generator.promql import AT_RISK, HELD_AT_RISK, MET, UNPROTECTED_DEAD, Promql
+from generator.promql import AT_RISK, HELD_AT_RISK, IDLE, MET, UNPROTECTED_DEAD, Promql, fullness, left, share_left
 from generator.rows.common import NAMED, RUNNING_OUT, fullness_steps, who
 
-UNPROTECTED = ('state="idle"', 'protected="false"')
+UNPROTECTED = 'protected="false"'
 TWO = NAMED | {"orientation": "horizontal"}
 
 
@@ -69,7 +69,7 @@ def _felt(q: Promql) -> tuple[Panel, ...]:
             ),
             unit="percentunit",
             width=4,
-            queries=(Query(expr=f"topk(1, max by ({q.process}) ({q.fullness()}))", legend=who(q), instant=True),),
+            queries=(Query(expr=f"topk(1, max by ({q.process}) ({fullness(q.of)}))", legend=who(q), instant=True),),
             steps=fullness_steps(q, "green"),
             options=NAMED,
         ),
@@ -90,8 +90,10 @@ def _coming(q: Promql) -> tuple[Panel, ...]:
             unit="s",
             width=4,
             queries=(
-                Query(expr=f"min({q.left(*UNPROTECTED)} or {q.closed()})", legend="left", instant=True),
-                Query(expr=f"min({q.share_left('false')} or {q.closed()})", legend="of the limit", instant=True),
+                Query(expr=f"min({left(q.of, IDLE, UNPROTECTED)} or {q.closed()})", legend="left", instant=True),
+                Query(
+                    expr=f"min({share_left(q.of, UNPROTECTED)} or {q.closed()})", legend="of the limit", instant=True
+                ),
             ),
             defaults={"noValue": "no deadline", "decimals": 0},
             options=TWO,

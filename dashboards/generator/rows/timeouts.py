@@ -18,7 +18,7 @@ from generator.model import (
     thresholds,
 )
 from generator.options import UID
-from generator.promql import Promql, finite
+from generator.promql import Promql, finite, left, share_left
 from generator.rows.common import RUNNING_OUT, percentiles
 
 # From the worst class to the best: in a stack the first lies on the axis, where even one is seen.
@@ -53,9 +53,10 @@ def _in_class(q: Promql, risk: str) -> str:
 
 def _table(q: Promql) -> Panel:
     # Of each kind, so that the many that something protects cannot hide the few that nothing does.
-    nearest = f"bottomk by (state, protected) (3, min by ({q.next}) ({q.left()}))"
+    nearest = f"bottomk by (state, protected) (3, min by ({q.next}) ({left(q.of)}))"
     shares = (
-        f"min by ({q.next}) ({q.share_left(protected)}) and on ({q.next}) {nearest}" for protected in ("false", "true")
+        f"min by ({q.next}) ({share_left(q.of, protected)}) and on ({q.next}) {nearest}"
+        for protected in ('protected="false"', 'protected="true"')
     )
     held: Json = {"type": "value", "options": {"checked_out": {"text": "held"}, "idle": {"text": "idle"}}}
     names = {

@@ -2,7 +2,6 @@
 
 from generator.options import FASTEST, Options
 from generator.promql import MET, WITHOUT, recorded, series
-from generator.rules.common import group_by
 from generator.rules.model import Alert, Record
 
 FAILED = recorded("failed_checkouts", "rate5m")
@@ -21,7 +20,7 @@ def _ratio(window: str) -> str:
 
 def records(options: Options) -> tuple[Record, ...]:
     """Return what the alert on the budget reads."""
-    by = group_by(options)
+    by = options.by_pool
 
     def rate(family: str, *matchers: str) -> str:
         return f"sum by ({by}) (rate({series(family, *matchers)}[5m]))"

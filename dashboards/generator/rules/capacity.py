@@ -1,17 +1,7 @@
 """What the fleet's pools take of a server, and the alerts on that and on settings."""
 
 from generator.options import Options
-from generator.promql import (
-    ALIVE,
-    SERVER_LIMIT,
-    SERVER_MAXIMUM,
-    SERVER_NAME,
-    SERVER_OPEN,
-    per_server,
-    series,
-    server_of,
-)
-from generator.rules.common import group_by
+from generator.promql import SERVER_LIMIT, SERVER_MAXIMUM, SERVER_NAME, SERVER_OPEN, series, server_of, servers
 from generator.rules.model import Alert, Record
 
 EVALUATE = (
@@ -23,21 +13,12 @@ EVALUATE = (
 
 def records(options: Options) -> tuple[Record, ...]:
     """Return what each server is called, and what of it is open, possible and accepted."""
-    by = ", ".join((*options.server_labels, "server"))
-    # What lies dead in a pool is not open on the server.
-    open_, possible, accepted = (
-        per_server(expression, options, SERVER_NAME).replace(" * on", "\n  * on")
-        for expression in (
-            f"sum without (state) ({series('connections', ALIVE)})",
-            f"{series('connections_limit')} < +Inf",
-            series("server_max_connections"),
-        )
-    )
+    open_, possible, accepted = servers(series, options, SERVER_NAME)
     return (
         Record(title=SERVER_NAME, expr=server_of(options)),
-        Record(title=SERVER_OPEN, expr=f"sum by ({by}) (\n  {open_}\n)"),
-        Record(title=SERVER_LIMIT, expr=f"sum by ({by}) (\n  {possible}\n)"),
-        Record(title=SERVER_MAXIMUM, expr=f"min by ({by}) (\n  {accepted}\n)"),
+        Record(title=SERVER_OPEN, expr=open_),
+        Record(title=SERVER_LIMIT, expr=possible),
+        Record(title=SERVER_MAXIMUM, expr=accepted),
     )
 
 
@@ -83,7 +64,7 @@ def problems(options: Options) -> tuple[Alert, ...]:
         Alert(
             title="SQLAlchemyPoolConfigProblem",
             comment="A cause and no symptom: a hint. While a roll-out mends it, old processes still have it.",
-            expr=f"max by ({group_by(options)}, check) ({failing}) > 0",
+            expr=f"max by ({options.by_pool}, check) ({failing}) > 0",
             lasting="30m",
             severity="info",
             summary="The settings of pool {{ $labels.pool }} of {{ $labels.job }} will fail: {{ $labels.check }}.",

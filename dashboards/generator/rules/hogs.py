@@ -2,7 +2,6 @@
 
 from generator.options import Options
 from generator.promql import finite, fullness, series
-from generator.rules.common import group_by, process
 from generator.rules.model import Alert
 
 
@@ -12,8 +11,8 @@ def alerts(options: Options) -> tuple[Alert, ...]:
 
 
 def _exhausted(options: Options) -> Alert:
-    by = group_by(options)
-    full = fullness(series("connections", 'state="checked_out"'), series("connections_limit"))
+    by = options.by_pool
+    full = fullness(series)
     return Alert(
         title="SQLAlchemyPoolExhausted",
         comment=(
@@ -34,7 +33,7 @@ def _exhausted(options: Options) -> Alert:
 
 
 def _slow(options: Options) -> Alert:
-    by = group_by(options)
+    by = options.by_pool
     buckets = f"rate({series('checkout_duration_seconds_bucket')}[5m])"
     asked = f"rate({series('checkout_duration_seconds_count')}[5m])"
     return Alert(
@@ -58,7 +57,7 @@ def _slow(options: Options) -> Alert:
 
 
 def _leaks(options: Options) -> Alert:
-    by = group_by(options)
+    by = options.by_pool
     return Alert(
         title="SQLAlchemyPoolConnectionsLeaked",
         comment="Once is enough: it is a mistake in the code, and the same code runs again.",
@@ -74,7 +73,7 @@ def _leaks(options: Options) -> Alert:
 
 
 def _unreturned(options: Options) -> Alert:
-    by, one = group_by(options), process(options)
+    by, one = options.by_pool, options.by_process
     since = series("longest_hold_timestamp_seconds")
     # Until the scrape, and not until now: what is given back in between has been out for less.
     out = f"max_over_time((timestamp({since}) - {finite(since)})[15m:1m])"

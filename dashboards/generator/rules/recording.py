@@ -1,8 +1,7 @@
 """What the dashboard reads instead of raw series where the fleet is too large for those."""
 
 from generator.options import Options
-from generator.promql import IDLE_SOURCES, LIMITS, finite, fullness, labels_of, recorded, series
-from generator.rules.common import group_by
+from generator.promql import LIMITS, fullness, labels_of, recorded, series, share_left
 from generator.rules.model import Record
 
 RATED = (
@@ -36,7 +35,7 @@ def rates(options: Options) -> tuple[Record, ...]:
     return tuple(
         Record(
             title=recorded(family, "rate5m", *labels_of(family)),
-            expr=f"sum by ({', '.join((group_by(options), *labels_of(family)))}) (rate({series(family)}[5m]))",
+            expr=f"sum by ({', '.join((options.by_pool, *labels_of(family)))}) (rate({series(family)}[5m]))",
         )
         for family in RATED
     )
@@ -44,7 +43,7 @@ def rates(options: Options) -> tuple[Record, ...]:
 
 def state(options: Options) -> tuple[Record, ...]:
     """Return the gauges of each pool: sums, and the process that is worst."""
-    by = group_by(options)
+    by = options.by_pool
     sums = tuple(
         Record(
             title=recorded(family, "sum", *labels_of(family)),
@@ -55,18 +54,11 @@ def state(options: Options) -> tuple[Record, ...]:
         )
         for family in SUMMED
     )
-    full = fullness(series("connections", 'state="checked_out"'), series("connections_limit"))
-    deadline = series("next_deadline_timestamp_seconds", 'state="idle"')
-    limit = finite(f"min without (source) ({series('inactivity_limit_seconds', IDLE_SOURCES)})")
     return (
         *sums,
-        Record(title=recorded("connections_per_limit", "max"), expr=f"max by ({by}) ({full})"),
+        Record(title=recorded("connections_per_limit", "max"), expr=f"max by ({by}) ({fullness(series)})"),
         Record(
             title=recorded("next_deadline_per_limit", "min", "protected"),
-            expr=(
-                f"min by ({by}, protected) (\n"
-                f"  ({finite(deadline)} - time())\n"
-                f"  / ignoring (state, protected) group_left () {limit}\n)"
-            ),
+            expr=f"min by ({by}, protected) ({share_left(series)})",
         ),
     )

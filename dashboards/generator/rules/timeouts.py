@@ -3,15 +3,12 @@
 from generator.options import Options
 from generator.promql import (
     AT_RISK,
-    IDLE_SOURCES,
     MET,
     UNEXPLAINED,
     UNPROTECTED_DEAD,
-    finite,
     hidden_limit,
     series,
 )
-from generator.rules.common import group_by
 from generator.rules.model import Alert
 from generator.rules.remedies import remedy
 
@@ -27,7 +24,7 @@ def losses(options: Options) -> tuple[Alert, ...]:
 
 
 def _near(options: Options) -> Alert:
-    by = group_by(options)
+    by = options.by_pool
     return Alert(
         title="SQLAlchemyPoolConnectionsNearServerTimeout",
         comment=(
@@ -53,7 +50,7 @@ def _near(options: Options) -> Alert:
 
 
 def _dead(options: Options) -> Alert:
-    by = group_by(options)
+    by = options.by_pool
     return Alert(
         title="SQLAlchemyPoolDeadConnections",
         comment=(
@@ -79,7 +76,7 @@ def _dead(options: Options) -> Alert:
 
 
 def _met_again(options: Options) -> str:
-    by = f"{group_by(options)}, cause, phase"
+    by = f"{options.by_pool}, cause, phase"
     at_once = series("disconnects_total", 'cause="inactivity"', MET)
     others = series("disconnects_total", 'cause!="inactivity"', MET)
     again = [
@@ -121,10 +118,7 @@ def _disconnects(options: Options) -> Alert:
 
 
 def _hidden(options: Options) -> Alert:
-    by = group_by(options)
-    fatal = f"min by ({by}) ({series('shortest_fatal_inactivity_seconds')})"
-    survived = f"max by ({by}) ({series('longest_survived_inactivity_seconds')})"
-    known = f"min by ({by}) {finite(series('inactivity_limit_seconds', IDLE_SOURCES))}"
+    by = options.by_pool
     lost = series("disconnects_total", UNEXPLAINED)
     return Alert(
         title="SQLAlchemyPoolHiddenLimit",
@@ -133,10 +127,7 @@ def _hidden(options: Options) -> Alert:
             " longer. A limit strikes again: so, beside what the dashboard calls a hidden limit, one process has to"
             " have met such losses in two different hours of a day. Those that nobody noticed count as well."
         ),
-        expr=(
-            f"({hidden_limit(fatal, survived, known)})\n"
-            f"and max by ({by}) (changes({lost}[1d:1h]) - resets({lost}[1d:1h])) >= 2"
-        ),
+        expr=(f"({hidden_limit(series, by)})\nand max by ({by}) (changes({lost}[1d:1h]) - resets({lost}[1d:1h])) >= 2"),
         severity="warning",
         summary="Something closes connections of pool {{ $labels.pool }} of {{ $labels.job }} before its known limit.",
         description=(
