@@ -13,6 +13,7 @@ from fleets import INTERVAL
 from generator.promql import SERVER_NAME, SERVER_OPEN
 from generator.rules import recorded, serving
 from generator.rules.model import Group, Record, groups_text
+from panels_support import panels_of
 from poolwatch.demo.servers import Prometheus, find
 
 if TYPE_CHECKING:
@@ -38,12 +39,11 @@ class Asked(NamedTuple):
 
 def queries(dashboard: Mapping[str, Any]) -> list[Asked]:
     """Return all queries of *dashboard*, of collapsed rows and of marks in graphs too."""
-    panels = [panel for outer in dashboard["panels"] for panel in (outer, *outer.get("panels", ()))]
     marks = [mark for mark in dashboard["annotations"]["list"] if "expr" in mark]
     return [
         *(
             Asked(f"{panel['title']} {target['refId']}", target["expr"], target["instant"])
-            for panel in panels
+            for panel in panels_of(dashboard)
             for target in panel.get("targets", ())
         ),
         *(Asked(f"{mark['name']} (marks)", mark["expr"], instant=False) for mark in marks),

@@ -15,7 +15,7 @@ from generator.rules.model import Record
 from poolwatch.demo.servers import find
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
 
     from generator.rules.model import Group, Rule
@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 
 DASHBOARDS = Path(__file__).resolve().parent.parent / "dashboards"
 DASHBOARD: dict[str, Any] = json.loads((DASHBOARDS / "sqlalchemy-pool.json").read_text(encoding="utf-8"))
-# Those of collapsed rows lie inside these.
-PANELS: list[dict[str, Any]] = [panel for outer in DASHBOARD["panels"] for panel in (outer, *outer.get("panels", ()))]
+
+
+def panels_of(dashboard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return all panels of *dashboard*, rows too; those of collapsed rows lie inside these."""
+    return [panel for outer in dashboard["panels"] for panel in (outer, *outer.get("panels", ()))]
+
+
+PANELS = panels_of(DASHBOARD)
 # By the panel's title and the query's letter: "Connection age A".
 TARGETS: dict[str, dict[str, Any]] = {
     f"{panel['title']} {target['refId']}": target for panel in PANELS for target in panel.get("targets", ())

@@ -13,7 +13,7 @@ from generator.dashboard import build
 from generator.options import DEFAULT, Options
 from generator.promql import SERVER_NAME, Promql
 from generator.rules.model import Record
-from panels_support import DASHBOARD, PANELS, TARGETS, promtool
+from panels_support import DASHBOARD, PANELS, TARGETS, panels_of, promtool
 from poolwatch.catalog import CATALOG, PREFIX
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ RULES = [
 ]
 RECORDED = {
     f"{panel['title']} {target['refId']} recorded": target["expr"]
-    for outer in json.loads(json.dumps(build(Options(recorded=True))))["panels"]
-    for panel in (outer, *outer.get("panels", ()))
+    for panel in panels_of(json.loads(json.dumps(build(Options(recorded=True)))))
     for target in panel.get("targets", ())
 }
 RULED = {f"{rule.title} {place}": rule.expr for place, rule in enumerate(RULES)}
