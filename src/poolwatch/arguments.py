@@ -52,6 +52,7 @@ def options(**given: Any) -> dict[str, Any]:
         "name": (str,),
         "inactivity_limit": (int, float),
         "server_limits": (bool,),
+        "guard": (bool,),
         "per_connection": (bool,),
         "registry": (CollectorRegistry,),
     }

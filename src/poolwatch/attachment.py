@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from poolwatch import privates
+from poolwatch import classes, privates
 from poolwatch.checks import worker_processes
 from poolwatch.errors import WatchClosedError
+from poolwatch.guard import Guard
 from poolwatch.ledger import Ledger
 from poolwatch.listeners import PoolListeners
 from poolwatch.losses import Losses
@@ -123,7 +124,14 @@ class Watch:
         """Take over options that nobody had an opinion on before."""
         self.options |= given
         self._listeners.question.enabled = self.options["server_limits"] is not False
-        self._reader.configure(self.options["inactivity_limit"], per_connection=bool(self.options["per_connection"]))
+        if self.options["guard"] and not self._guard.installed:
+            self._install_guard()
+        limit = self.options["inactivity_limit"]
+        configured = {} if limit is None else {"configured": limit}
+        self._guard.configured = self._losses.configured = configured
+        self._reader.configure(
+            configured, guard=self._guard.installed, per_connection=bool(self.options["per_connection"])
+        )
 
     def collect(self) -> PoolSnapshot | None:
         """Return a snapshot for a scrape; ``None`` if there is none to be had."""
@@ -184,10 +192,12 @@ class Watch:
                 error,
             )
         self._losses = Losses(self._ledger, engine.dialect)
+        settings = privates.settings(pool)
+        self._guard = Guard(self._ledger, engine.dialect, self._losses, resets=settings.resets)
         self._listeners = PoolListeners(
             self._ledger,
             engine.dialect,
-            privates.settings(pool),
+            settings,
             self._losses,
             timed=self._timer.installed,
         )
@@ -200,6 +210,21 @@ class Watch:
             processes=worker_processes(os.environ.get("WEB_CONCURRENCY")),
         )
         self.adjust({})
+
+    def _install_guard(self) -> None:
+        engine = self._engine()
+        if engine is None:
+            return
+        try:
+            self._guard.install(engine.pool, self._timer.stopped)
+        except TypeError as error:
+            logger.warning(
+                "poolwatch: pool %r is not guarded: the class of %s cannot be extended (%s); pool_pre_ping=True does"
+                " without",
+                self.name,
+                type(engine.pool).__name__,
+                error,
+            )
 
     def _attach(self, engine: Engine) -> None:
         self._attached = True
@@ -230,7 +255,7 @@ class Watch:
         self._attached = False
         if engine is not None:
             self._listeners.detach(engine)
-            self._timer.restore(engine.pool)
+            classes.restore(engine.pool)
         self._forget_slots(list(self._ledger.slots.values()))
         if engine is not None and successor is not None and not successor._closed:  # noqa: SLF001
             successor._attach(engine)  # noqa: SLF001

@@ -61,6 +61,12 @@ class Driver:
         """Tell whether a transaction is open, by what the server said last; ``None`` if it cannot be told."""
         return None
 
+    def part(self, _connection: Any) -> None:
+        """Close a connection at once, in as far as the driver's own close would wait for the peer, or fail.
+
+        That close may follow, and finds nothing left to do.
+        """
+
     def fileno(self, connection: Any) -> int | None:
         """Return the socket's file descriptor; ``None`` if the driver does not say."""
         fileno = getattr(connection, "fileno", None)
@@ -96,6 +102,18 @@ class _Aiomysql(_MySQL):
         if reader is None:
             return None
         return True if reader.exception() is not None else False if reader.at_eof() else None
+
+    def part(self, connection: Any) -> None:
+        # COM_QUIT, so that the server does not count an aborted client; the first step is all there is to it.
+        goodbye = connection.ensure_closed()
+        try:
+            goodbye.send(None)
+        except Exception:  # noqa: BLE001, S110
+            # Done; or the transport is gone, of which uvloop says so by a RuntimeError.
+            pass
+        finally:
+            goodbye.close()
+            connection.close()
 
     def fileno(self, connection: Any) -> int | None:
         writer = connection._writer  # noqa: SLF001
@@ -173,6 +191,10 @@ class _Asyncpg(Driver):
     def in_transaction(self, connection: Any) -> bool | None:
         # An aborted connection has none.
         return None if connection._protocol is None else bool(connection.is_in_transaction())  # noqa: SLF001
+
+    def part(self, connection: Any) -> None:
+        # Its close waits for the server to close first.
+        connection.terminate()
 
     def fileno(self, connection: Any) -> int | None:
         return _fileno(connection._transport)  # noqa: SLF001

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from poolwatch.drivers import driver_of
-from poolwatch.server import limit_of
+from poolwatch.server import limit_of, margin
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ _SAID: dict[object, str] = {
 _TERMINATED = "57P01"
 # MySQL's drivers, when the stream ended where an answer should have come.
 _NO_ANSWER = 2013
-# The server may have counted a moment longer than we did.
-_MARGIN, _MARGIN_SHARE = 1.0, 0.02
 # Seconds after which a statement has been at work: an answer to one that met a closed connection comes at once.
 _AT_WORK = 1.0
 _PENDING_AT_MOST = 500
@@ -147,7 +145,7 @@ class Losses:
         told = self._ask(self._driver.in_transaction, connection)
         in_transaction = slot.began_before if told is None else told
         limit = limit_of({**slot.limits, **self.configured}, in_transaction=in_transaction)
-        if silence is not None and limit is not None and silence >= limit - max(_MARGIN, _MARGIN_SHARE * limit):
+        if silence is not None and limit is not None and silence >= limit - margin(limit):
             return "inactivity", "unknown", False
         if _TERMINATED in words:
             return None, "killed", True

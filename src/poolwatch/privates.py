@@ -128,6 +128,21 @@ def retirement(record: ConnectionPoolEntry) -> str | None:
     return None
 
 
+# The method by which a pool, of any class, takes out a record for a checkout, or makes one.
+TAKE = "_do_get"
+
+
+def condemn(record: ConnectionPoolEntry) -> None:
+    """Have the checkout that *record* was taken out for replace its connection.
+
+    Like ``record.invalidate(soft=True)``, but for the event: a listener that raised would lose the pool's place.
+    """
+    record_: Any = record
+    record_._soft_invalidate_time = now = time.time()  # noqa: SLF001
+    # The wall clock may have been set back since it was established, or not have moved.
+    record_.starttime = min(record_.starttime, now - 1)
+
+
 def is_fresh(record: ConnectionPoolEntry) -> bool:
     """Tell whether *record*'s connection was established and no checkout has got as far as its listeners since."""
     fresh: bool = record.fresh  # type: ignore[attr-defined]

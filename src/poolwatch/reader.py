@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from poolwatch.slot import Slot
 
 
-# No pool has one in this version; dashboards join on the label.
-_GUARD = False
-
-
 class PoolReader:
     """Reads one pool.
 
@@ -52,21 +48,22 @@ class PoolReader:
         self._timed = timed
         self._processes = processes
         self.restart()
-        self.configure(None, per_connection=False)
+        self.configure({}, guard=False, per_connection=False)
 
     def restart(self) -> None:
         """Forget who is reading, in a forked child; a thread that is not there may have been."""
         self._lock = threading.Lock()
 
-    def configure(self, inactivity_limit: float | None, *, per_connection: bool) -> None:
+    def configure(self, configured: Mapping[str, float], *, guard: bool, per_connection: bool) -> None:
         """Say what the operator knows and wants.
 
         Args:
-            inactivity_limit: Seconds after which something in between drops a connection; ``None`` if nothing does.
+            configured: The operator's own limit, by its source; empty where there is none.
+            guard: Checkouts replace connections that are dead or about to be.
             per_connection: Fill the families that have one series for each connection.
         """
-        self._configured = {} if inactivity_limit is None else {"configured": inactivity_limit}
-        self._losses.configured = self._configured
+        self._configured = configured
+        self._guard = guard
         self._per_connection = per_connection
 
     def read(self, engine: Engine) -> tuple[PoolSnapshot, str | None]:
@@ -127,7 +124,11 @@ class PoolReader:
                     last_activity=None if active is None else ledger.moment(active),
                     limit=limit,
                     protected=state != "checked_out"
-                    and (condemned or _notices(slot, settings) or (state != "dead" and _recycles(settings, limit))),
+                    and (
+                        condemned
+                        or self._notices(slot, settings)
+                        or (state != "dead" and _recycles(settings, limit))
+                    ),
                 ),
             )
 
@@ -143,6 +144,9 @@ class PoolReader:
             return "dead", condemned
         slot.ended = None
         return "condemned" if condemned else "idle", condemned
+
+    def _notices(self, slot: Slot, settings: privates.PoolSettings) -> bool:
+        return self._guard or (settings.pre_ping and slot.pings)
 
     def _in_transaction(self, slot: Slot, record: ConnectionPoolEntry) -> bool:
         told = self._ask_driver(self._driver.in_transaction, record)
@@ -172,7 +176,7 @@ class PoolReader:
         problems = checks.find(
             checks.Facts(
                 settings=settings,
-                guard=_GUARD,
+                guard=self._guard,
                 pings=all(slot.pings for slot, _ in live),
                 asked=any(slot.asked for slot, _ in live),
                 served=server.is_served(engine.dialect, engine.url),
@@ -191,7 +195,7 @@ class PoolReader:
             connections_limit=settings.limit,
             recycle_seconds=settings.recycle,
             checkout_timeout_seconds=settings.timeout,
-            info=_info(engine, settings),
+            info=_info(engine, settings, guard=self._guard),
             next_deadline_timestamp_seconds=found.next_deadline_timestamp_seconds,
             oldest_connection_timestamp_seconds=found.oldest_connection_timestamp_seconds,
             longest_hold_timestamp_seconds=found.longest_hold_timestamp_seconds,
@@ -251,10 +255,6 @@ class PoolReader:
         }
 
 
-def _notices(slot: Slot, settings: privates.PoolSettings) -> bool:
-    return settings.pre_ping and slot.pings
-
-
 def _recycles(settings: privates.PoolSettings, limit: float | None) -> bool:
     # Of a living connection: it will be too old before it reaches its limit. One that is dead already may be young.
     return limit is not None and settings.recycle < limit
@@ -270,14 +270,14 @@ def _by_labels(field: str, counts: Counter[tuple[str, ...]]) -> dict[tuple[str, 
     return {(a, b): counts[field, a, b] for a in first.values for b in second.values}
 
 
-def _info(engine: Engine, settings: privates.PoolSettings) -> dict[str, str]:
+def _info(engine: Engine, settings: privates.PoolSettings, *, guard: bool) -> dict[str, str]:
     facts: dict[str, Any] = {
         "dialect": engine.dialect.name,
         "driver": drivers.name_of(engine.dialect),
         "pool_class": type(engine.pool).__name__,
         "server": server.address(engine.url),
         "pre_ping": str(settings.pre_ping).lower(),
-        "guard": str(_GUARD).lower(),
+        "guard": str(guard).lower(),
         "lifo": str(settings.lifo).lower(),
     }
     return facts

@@ -37,6 +37,8 @@ _SOURCES = ("idle_session_timeout", "idle_in_transaction_session_timeout")
 # https://dev.mysql.com/doc/mysql-errors/8.0/en/error-message-elements.html
 _SERVER_ERRORS, _CLIENT_ERRORS = 1000, range(2000, 3000)
 
+_MARGIN, _MARGIN_SHARE = 1.0, 0.02
+
 _NOWHERE = "unknown"
 _PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
 
@@ -160,6 +162,11 @@ def limit_of(limits: Mapping[str, float], *, in_transaction: bool) -> float | No
         if in_transaction and limit is not None and (limit < inf or outside != "wait_timeout"):
             acting[outside] = limit
     return min(acting.values(), default=None)
+
+
+def margin(limit: float) -> float:
+    """Return the seconds by which a connection with this *limit* may be lost early: the server's clock is not ours."""
+    return max(_MARGIN, _MARGIN_SHARE * limit)
 
 
 def address(url: URL) -> str:

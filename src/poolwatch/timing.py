@@ -1,7 +1,6 @@
 """The timed pool class: how long callers wait, and how it ends.
 
-No event of SQLAlchemy's marks the start of a wait, a timeout or a cancelled wait. A pool whose class is replaced by a
-subclass with one method survives ``Engine.dispose()``, which rebuilds it from its class; a patched instance does not.
+No event of SQLAlchemy's marks the start of a wait, a timeout or a cancelled wait.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
 
-from poolwatch import privates
+from poolwatch import classes, privates
 from poolwatch.listeners import dialing
 from poolwatch.losses import COUNTED
 from poolwatch.server import is_from_server
@@ -26,52 +25,37 @@ if TYPE_CHECKING:
     from poolwatch.slot import Slot
 
 
-# Where a class of ours keeps the list that says whether it is to stop.
-_STOPPED = "poolwatch_stopped"
-
-
 class TimedPool:
     """Replaces the class of one engine's pool, and gives it back.
 
     Args:
         ledger: Where checkouts and failures are booked.
         leave: Called whenever the last caller has left ``pool.connect()`` after :meth:`stop`.
+
+    Attributes:
+        installed: It is on.
+        stopped: Not empty once it is to stop; a list, because every checkout looks.
     """
 
     def __init__(self, ledger: Ledger, *, leave: Callable[[], None]) -> None:
         self._ledger = ledger
         self._leave = leave
-        # Not empty once we are to stop; a list, because every checkout looks.
-        self._stopped: list[bool] = []
+        self.stopped: list[bool] = []
         self.installed = False
 
     def install(self, pool: Pool) -> None:
-        """Give *pool* a subclass of its class; raises TypeError where Python does not allow it."""
-        if "connect" in vars(pool):
-            # A wrapper on the instance hides the method of any class, and calls the one it found.
-            msg = "connect was replaced on the instance"
-            raise TypeError(msg)
-        base = type(pool)
-        timed = type(base.__name__, (base,), {"connect": self._method(base, pool), _STOPPED: self._stopped})
-        # Loggers are named after the class.
-        timed.__module__, timed.__qualname__ = base.__module__, base.__qualname__
-        pool.__class__ = timed
+        """Give *pool* a subclass of its class; raises TypeError where that cannot be done."""
+        classes.extend(pool, "connect", lambda base: self._method(base, pool), self.stopped)
         self.installed = True
 
     def stop(self) -> bool:
         """Book nothing from now on; return whether nobody is inside ``pool.connect()``."""
-        self._stopped.append(True)
+        self.stopped.append(True)
         return not self._ledger.pending
-
-    @staticmethod
-    def restore(pool: Pool) -> None:
-        """Take the classes off *pool* that have stopped, down to one of somebody else's or one still in use."""
-        while vars(type(pool)).get(_STOPPED):
-            pool.__class__ = type(pool).__base__  # type: ignore[assignment]
 
     def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901
         ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
-        enter, leave, stopped = pending.append, pending.remove, self._stopped
+        enter, leave, stopped = pending.append, pending.remove, self.stopped
         observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
         original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
         queues = most < inf

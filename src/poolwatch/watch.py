@@ -31,7 +31,7 @@ logger = logging.getLogger("poolwatch")
 _lock = threading.RLock()
 _watches: list[Watch] = []
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakref.WeakKeyDictionary()
-_OPTIONS = ("name", "inactivity_limit", "server_limits", "per_connection")
+_OPTIONS = ("name", "inactivity_limit", "server_limits", "guard", "per_connection")
 _leaving: list[Watch] = []
 _warned: set[tuple[str, str]] = set()
 
@@ -42,6 +42,7 @@ def watch(  # noqa: PLR0913
     name: str | None = None,
     inactivity_limit: float | None = None,
     server_limits: bool | None = None,
+    guard: bool | None = None,
     per_connection: bool | None = None,
     registry: CollectorRegistry | None = None,
 ) -> Watch:
@@ -61,6 +62,9 @@ def watch(  # noqa: PLR0913
             balancer, a proxy), as you know it; the server's own limit is found without you.
         server_limits: Ask each session once for the server's own limit, at its first checkout; default true. Turn it
             off behind a pooler that answers for itself.
+        guard: Have each checkout look at its connection before anything is sent on it, and replace one that the peer
+            has closed or whose inactivity has reached its limit, less 1 s or 2 % of it, whichever is more, but no more
+            than half; default false.
         per_connection: Export three more series for each connection; default false.
         registry: Default: prometheus_client's ``REGISTRY``.
 
@@ -75,6 +79,7 @@ def watch(  # noqa: PLR0913
         name=name,
         inactivity_limit=inactivity_limit,
         server_limits=server_limits,
+        guard=guard,
         per_connection=per_connection,
         registry=registry,
     )

@@ -1,0 +1,111 @@
+"""The guard: has a checkout replace a connection that is dead or about to be, without a round trip.
+
+SQLAlchemy's public way, a ``checkout`` listener that raises DisconnectionError, comes after the ping, and takes one of
+the two attempts that all listeners share: if another one refused the connection that took its place, the caller would
+get an error. So the guard looks when the pool takes a record out, and condemns the connection; the checkout then
+replaces it as it does one that is too old.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from poolwatch import classes, privates
+from poolwatch.drivers import driver_of
+from poolwatch.server import limit_of, margin
+from poolwatch.slot import Patience
+from poolwatch.trouble import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+    from poolwatch.ledger import Ledger
+    from poolwatch.losses import Losses
+    from poolwatch.slot import Slot
+
+
+class Guard:
+    """Guards one engine's pool.
+
+    Args:
+        ledger: The pool's books.
+        dialect: The engine's.
+        losses: Where connections are booked that it finds dead.
+        resets: The pool ends transactions when a connection comes back.
+
+    Attributes:
+        configured: The operator's own limit, by its source; empty where there is none.
+        installed: It is on.
+    """
+
+    def __init__(self, ledger: Ledger, dialect: Dialect, losses: Losses, *, resets: bool) -> None:
+        self._ledger = ledger
+        self._driver = driver_of(dialect)
+        self._losses = losses
+        self._resets = resets
+        self.configured: Mapping[str, float] = {}
+        self.installed = False
+
+    def install(self, pool: Pool, stopped: list[bool]) -> None:
+        """Guard *pool* until *stopped* has an entry; raises TypeError where its class cannot be extended."""
+        classes.extend(pool, privates.TAKE, lambda base: self._method(base, stopped), stopped)
+        self.installed = True
+
+    def _method(self, base: type[Pool], stopped: list[bool]) -> Callable[[Pool], ConnectionPoolEntry]:
+        original: Callable[[Pool], ConnectionPoolEntry] = getattr(base, privates.TAKE)
+        key, look, trouble = self._ledger.key, self._look, self._ledger.trouble
+
+        def take(self_: Pool) -> ConnectionPoolEntry:
+            record = original(self_)
+            try:
+                slot: Slot | None = record.record_info.get(key)  # type: ignore[union-attr]
+                # One that this checkout has opened is as good as it gets.
+                if slot is not None and not slot.fresh and not stopped:
+                    look(slot, record)
+            except Exception as error:  # noqa: BLE001
+                trouble(describe("guard", error))
+            return record
+
+        return take
+
+    def _look(self, slot: Slot, record: ConnectionPoolEntry) -> None:
+        connection = record.driver_connection
+        # Some pools hand out what another caller has.
+        if connection is None or record.in_use:
+            return
+        dead = self._driver.is_dead(connection)
+        if not dead and not self._is_due(slot, connection):
+            return
+        # Else the checkout replaces it anyway, and books why.
+        if privates.retirement(record) is None:
+            if dead:
+                self._losses.found(slot, "guard", connection, silence=slot.inactivity(self._ledger.clock()))
+            slot.fate = ("guard_dead" if dead else "guard_deadline", slot.proxy)
+            privates.condemn(record)
+        self._driver.part(connection)
+
+    def _is_due(self, slot: Slot, connection: Any) -> bool:
+        silence = slot.inactivity(self._ledger.clock())
+        if silence is None:
+            # Opened before we listened, and not used since: it may have been silent all its life.
+            silence = self._ledger.wall() - slot.opened_at
+        return silence >= self._patience(slot, connection)
+
+    def _patience(self, slot: Slot, connection: Any) -> float:
+        """Return the seconds of inactivity after which *slot*'s connection is replaced; ``inf`` for never."""
+        limits, configured = slot.limits, self.configured
+        known = slot.patience
+        if known is not None and known.limits is limits and known.configured is configured:
+            return known.seconds
+        told = None if self._resets else self._driver.in_transaction(connection)
+        in_transaction = not self._resets and (slot.began if told is None else told)
+        limit = limit_of({**limits, **configured}, in_transaction=in_transaction)
+        # No more than half of it, or one of a second would have every checkout connect anew.
+        seconds = inf if limit is None else limit - min(margin(limit), limit / 2)
+        if self._resets:
+            slot.patience = Patience(limits, configured, seconds)
+        return seconds
