@@ -51,12 +51,15 @@ class Guard:
         self.installed: bool | None = None
 
     def install(self, pool: Pool, stopped: list[bool]) -> None:
-        """Guard *pool* until *stopped* has an entry; raises TypeError where its class cannot be extended."""
+        """Guard *pool*; raises TypeError where its class cannot be extended.
+
+        *stopped* has an entry once the books are closed, and nothing is known of any record any more.
+        """
         self.installed = False
-        classes.extend(pool, privates.TAKE, lambda base: self._method(base, stopped), stopped)
+        classes.extend(pool, privates.TAKE, self._method, stopped)
         self.installed = True
 
-    def _method(self, base: type[Pool], stopped: list[bool]) -> Callable[[Pool], ConnectionPoolEntry]:
+    def _method(self, base: type[Pool]) -> Callable[[Pool], ConnectionPoolEntry]:
         original: Callable[[Pool], ConnectionPoolEntry] = getattr(base, privates.TAKE)
         key, look, trouble = self._ledger.key, self._look, self._ledger.trouble
 
@@ -65,7 +68,7 @@ class Guard:
             try:
                 slot: Slot | None = record.record_info.get(key)  # type: ignore[union-attr]
                 # One that this checkout has opened is as good as it gets.
-                if slot is not None and not slot.fresh and not stopped:
+                if slot is not None and not slot.fresh:
                     look(slot, record)
             except Exception as error:  # noqa: BLE001
                 trouble(describe("guard", error))

@@ -91,6 +91,24 @@ async def test_the_sessions_own_limit(stage: Stage) -> None:
     await stage.check(DUE, DUE, idle=1)
 
 
+async def test_a_limit_that_is_asked_for_later(stage: Stage) -> None:
+    """A session that was handed out unasked, for want of a good moment, has its limit counted once it is known."""
+    stage.server.drop_inactive(int(LIMIT))
+    try:
+        engine, watched = guarded(stage)
+        question = watched._listeners.question
+        question._quiet_until = watched._ledger.clock() + 1e9
+        for _ in range(2):
+            await use(engine)
+    finally:
+        stage.server.drop_inactive(None)
+    question._quiet_until = None
+    await use(engine)
+    quiet(watched, LIMIT)
+    await use(engine)
+    await stage.check(DUE, DUE, idle=1)
+
+
 async def test_no_limit_known(stage: Stage) -> None:
     """Without a limit nothing is replaced for its silence."""
     engine = stage.engine()
@@ -244,6 +262,33 @@ async def test_interrupted(stage: Stage, way: str) -> None:
     assert caller.error == await caller.ended()
     await use(engine)
     await stage.check(DUE, DUE, idle=1, failures={"cancelled": 1})
+
+
+@pytest.mark.never("psycopg")
+@pytest.mark.parametrize("dies", [True, False])
+async def test_nothing_left_to_wait_for(stage: Stage, *, dies: bool) -> None:
+    """When SQLAlchemy comes to close it, its transport has ended: nobody waits for a peer that may never answer."""
+    engine, watched = guarded(stage, LIMIT)
+    (number,) = await stage.fill(engine, 1)
+    ended: list[bool | None] = []
+
+    @event.listens_for(engine.sync_engine, "close")
+    def look(_dbapi: Any, record: Any) -> None:
+        ended.append(_has_ended(record.driver_connection))
+
+    if dies:
+        # Not seen by the event loop yet.
+        stage.server.kill(number)
+    else:
+        quiet(watched, LIMIT)
+    await use(engine)
+    assert [True] == ended
+
+
+def _has_ended(connection: Any) -> bool:
+    if hasattr(connection, "is_closed"):
+        return bool(connection.is_closed())
+    return getattr(connection, "_transport", None) is None and getattr(connection, "_writer", None) is None
 
 
 @pytest.mark.only("aiomysql", "asyncmy")
