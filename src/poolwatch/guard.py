@@ -97,19 +97,20 @@ class Guard:
         if silence is None:
             # Opened before we listened, and not used since: it may have been silent all its life.
             silence = self._ledger.wall() - slot.opened_at
-        return silence >= self._patience(slot, connection)
+        patience = slot.patience
+        if patience is None or patience.limits is not slot.limits or patience.configured is not self.configured:
+            slot.patience = patience = _patience(slot.limits, self.configured)
+        if self._resets or silence < min(patience.inside, patience.outside):
+            return silence >= patience.outside
+        told = self._driver.in_transaction(connection)
+        return silence >= (patience.inside if (slot.began if told is None else told) else patience.outside)
 
-    def _patience(self, slot: Slot, connection: Any) -> float:
-        """Return the seconds of inactivity after which *slot*'s connection is replaced; ``inf`` for never."""
-        limits, configured = slot.limits, self.configured
-        known = slot.patience
-        if known is not None and known.limits is limits and known.configured is configured:
-            return known.seconds
-        told = None if self._resets else self._driver.in_transaction(connection)
-        in_transaction = not self._resets and (slot.began if told is None else told)
-        limit = limit_of({**limits, **configured}, in_transaction=in_transaction)
+
+def _patience(limits: Mapping[str, float], configured: Mapping[str, float]) -> Patience:
+    known = {**limits, **configured}
+    outside, inside = (
         # No more than half of it, or one of a second would have every checkout connect anew.
-        seconds = inf if limit is None else limit - min(margin(limit), limit / 2)
-        if self._resets:
-            slot.patience = Patience(limits, configured, seconds)
-        return seconds
+        inf if limit is None else limit - min(margin(limit), limit / 2)
+        for limit in (limit_of(known, in_transaction=False), limit_of(known, in_transaction=True))
+    )
+    return Patience(limits, configured, outside, inside)

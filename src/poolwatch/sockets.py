@@ -45,4 +45,5 @@ def _poll(fileno: int, events: int) -> int:
         return select.POLLNVAL
     poll = select.poll()
     poll.register(fileno, events)
-    return sum(happened for _, happened in poll.poll(0))
+    happened = poll.poll(0)
+    return happened[0][1] if happened else 0
