@@ -1,7 +1,8 @@
 """What watching costs a checkout and checkin, in a request too, and a statement, beside two empty listeners each.
 
 And what the guard adds. The connections cost nothing. Rounds of all variants alternate and the fastest of each counts,
-so that a busy machine slows them alike. Then a million checkouts, with the process's memory before and after. Exits 1 over a bound.
+so that a busy machine slows them alike. Then a million checkouts, with the process's memory before and after. Exits 1
+over a bound.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def resident_kilobytes() -> int:
 
 
 def compare(what: str, seconds: Callable[[Engine], float], rounds: int) -> float:
-    """Print what *what* costs in each variant, of which *seconds* runs a round; return the worst over empty listeners."""
+    """Print what *what* costs in each variant, of which *seconds* runs a round; return the worst ratio."""
     variants: dict[str, Callable[[Engine], None]] = {
         "bare": bare,
         "two empty listeners": two_listeners,

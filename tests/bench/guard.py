@@ -2,8 +2,8 @@
 
 aiomysql on asyncio and a MariaDB of our own; nothing is sent on return, so that a checkout is all there is. First
 instructions, counted by callgrind, which nothing else on the machine disturbs; then time, of which the fastest round of
-each counts, with a proxy in between that holds every answer back. Exits 1 where the guard takes a quarter of what a ping
-takes, or more.
+each counts, with a proxy in between that holds every answer back. Exits 1 where the guard takes a quarter of what a
+ping takes, or more.
 """
 
 from __future__ import annotations

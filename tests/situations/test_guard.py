@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import event, exc
 from sqlalchemy.util import greenlet_spawn
 
+from poolwatch.demo.servers import poll
 from stage import Interruptible, ending
 from support import moved, quiet, use
 
@@ -277,8 +278,9 @@ async def test_nothing_left_to_wait_for(stage: Stage, *, dies: bool) -> None:
         ended.append(_has_ended(record.driver_connection))
 
     if dies:
-        # Not seen by the event loop yet.
         stage.server.kill(number)
+        # The kernel knows, and the event loop, which stands still, does not.
+        assert poll(lambda: watched.snapshot().connections["dead"] == 1)
     else:
         quiet(watched, LIMIT)
     await use(engine)
