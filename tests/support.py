@@ -155,6 +155,12 @@ def age(watched: Watch, seconds: float) -> None:
             record.starttime -= seconds
 
 
+def quiet(watched: Watch, seconds: float) -> None:
+    """Let the server have heard nothing from any connection for so long."""
+    for slot in watched._ledger.slots.values():
+        slot.active = watched._ledger.clock() - seconds
+
+
 @contextmanager
 def served(portal: BlockingPortal, app: ASGIApp, port: int, **options: Any) -> Iterator[None]:
     """Serve *app* with a real uvicorn in *portal*'s event loop; *options* are its own."""

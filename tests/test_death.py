@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from poolwatch import drivers
+from poolwatch import sockets
 from proxies import Proxy
 from support import DEADLINE, until
 from variants import VARIANTS, on_each
@@ -100,7 +100,7 @@ async def test_without_help_from_the_kernel(
 
     A socket that no event loop reads counts as idle there.
     """
-    monkeypatch.setattr(drivers, "_CLOSED", 0)
+    monkeypatch.setattr(sockets, "_CLOSED", 0)
     pool = make_pool()
     victim, _ = await pool.fill("SELECT 1", "SELECT 1")
     server.kill(victim)

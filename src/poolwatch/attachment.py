@@ -124,13 +124,13 @@ class Watch:
         """Take over options that nobody had an opinion on before."""
         self.options |= given
         self._listeners.question.enabled = self.options["server_limits"] is not False
-        if self.options["guard"] and not self._guard.installed:
+        if self.options["guard"] and self._guard.installed is None:
             self._install_guard()
         limit = self.options["inactivity_limit"]
         configured = {} if limit is None else {"configured": limit}
         self._guard.configured = self._losses.configured = configured
         self._reader.configure(
-            configured, guard=self._guard.installed, per_connection=bool(self.options["per_connection"])
+            configured, guard=bool(self._guard.installed), per_connection=bool(self.options["per_connection"])
         )
 
     def collect(self) -> PoolSnapshot | None:

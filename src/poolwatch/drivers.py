@@ -8,11 +8,11 @@ them goes away.
 from __future__ import annotations
 
 import asyncio
-import os
-import select
-import socket
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from poolwatch import sockets
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _IN_TRANSACTION, _AUTOCOMMIT = 1, 2
 # A header of four bytes, of which the last counts packets; then an error packet's first byte, and its number.
 _ERROR_AT, _ERROR = 4, 0xFF
-# The peer has closed its half: poll(2), of Linux alone. Elsewhere a socket that no event loop reads cannot tell.
-_CLOSED = getattr(select, "POLLRDHUP", 0)
+# libpq's name for the field of a notice that holds its SQLSTATE: PG_DIAG_SQLSTATE.
+_SQLSTATE = ord("C")
 
 
 class Driver:
@@ -52,6 +52,13 @@ class Driver:
         A MySQL server says nothing unasked but its last word: 8.0.24 and later send error 4031 before they close.
         """
         return None
+
+    def last_word(self, connection: Any) -> object:
+        """Return the number or SQLSTATE of what the server said before it closed a connection, ``None`` for nothing.
+
+        It may be read from the connection, which nobody is to use after that.
+        """
+        return self.goodbye(connection)
 
     def was_reset(self, _connection: Any) -> bool | None:
         """Tell whether a lost connection was reset (true) or closed in order; ``None`` if the driver does not know."""
@@ -163,19 +170,13 @@ class _PyMySQL(_MySQL):
 
     def is_lost(self, connection: Any) -> bool | None:
         own = connection._sock  # noqa: SLF001
-        return True if own is None else _socket_ended(own.fileno())
+        return True if own is None else sockets.has_ended(own.fileno())
 
     def goodbye(self, connection: Any) -> int | None:
         own = connection._sock  # noqa: SLF001
-        # Under TLS what lies there is no packet; of a reset there is nothing, and looking would take the error away.
-        if own is None or isinstance(own, ssl.SSLSocket) or _poll(own.fileno(), select.POLLIN) != select.POLLIN:
-            return None
-        # Another thread may take the connection, and what lies there, or close it at this moment.
-        try:
-            with socket.socket(fileno=os.dup(own.fileno())) as look:
-                return _error_number(look.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return None
+        # Under TLS what lies there is no packet.
+        unread = None if own is None or isinstance(own, ssl.SSLSocket) else sockets.peek(own.fileno())
+        return None if unread is None else _error_number(unread)
 
     def fileno(self, connection: Any) -> int | None:
         own = connection._sock  # noqa: SLF001
@@ -206,7 +207,16 @@ class _Psycopg(Driver):
     says_why = True
 
     def is_lost(self, connection: Any) -> bool | None:
-        return True if connection.closed else _socket_ended(self._number(connection))
+        return True if connection.closed else sockets.has_ended(self._number(connection))
+
+    def last_word(self, connection: Any) -> object:
+        heard: list[bytes | None] = []
+        connection.pgconn.notice_handler = lambda notice: heard.append(notice.error_field(_SQLSTATE))
+        with suppress(Exception):
+            connection.pgconn.consume_input()
+            # Parses what came.
+            connection.pgconn.is_busy()
+        return heard[-1].decode() if heard and heard[-1] else None
 
     def in_transaction(self, connection: Any) -> bool | None:
         status = connection.info.transaction_status
@@ -265,28 +275,12 @@ def ping_works(dialect: Dialect) -> bool:
 
 def _ended(transport: Any) -> bool:
     # The event loop may not have come round yet to what the kernel knows.
-    return transport.is_closing() or bool(_socket_ended(_fileno(transport)))
+    return transport.is_closing() or bool(sockets.has_ended(_fileno(transport)))
 
 
 def _fileno(transport: Any) -> int:
     own = transport.get_extra_info("socket")
     return -1 if own is None else own.fileno()
-
-
-def _socket_ended(fileno: int) -> bool | None:
-    if not _CLOSED:
-        return None
-    return bool(_poll(fileno, _CLOSED))
-
-
-def _poll(fileno: int, events: int) -> int:
-    """Return which of *events*, or of the errors that are always reported, have happened on a socket; 0 for none."""
-    if fileno < 0:
-        # It was closed, in another thread perhaps.
-        return select.POLLNVAL
-    poll = select.poll()
-    poll.register(fileno, events)
-    return sum(happened for _, happened in poll.poll(0))
 
 
 def _error_number(unread: bytes) -> int | None:

@@ -39,7 +39,7 @@ class Guard:
 
     Attributes:
         configured: The operator's own limit, by its source; empty where there is none.
-        installed: It is on.
+        installed: It is on; ``None`` until somebody wanted that.
     """
 
     def __init__(self, ledger: Ledger, dialect: Dialect, losses: Losses, *, resets: bool) -> None:
@@ -48,10 +48,11 @@ class Guard:
         self._losses = losses
         self._resets = resets
         self.configured: Mapping[str, float] = {}
-        self.installed = False
+        self.installed: bool | None = None
 
     def install(self, pool: Pool, stopped: list[bool]) -> None:
         """Guard *pool* until *stopped* has an entry; raises TypeError where its class cannot be extended."""
+        self.installed = False
         classes.extend(pool, privates.TAKE, lambda base: self._method(base, stopped), stopped)
         self.installed = True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from poolwatch import sockets
 from poolwatch.drivers import driver_of
 from poolwatch.server import limit_of, margin
 from poolwatch.trouble import describe
@@ -138,7 +139,9 @@ class Losses:
     def _cause(
         self, slot: Slot, connection: Any, silence: float | None, error: BaseException | None
     ) -> tuple[str | None, str, bool]:
-        words = [*_words(error), slot.goodbye, self._ask(self._driver.goodbye, connection)]
+        # Without an error nothing was sent, and what the server said last is still to be read.
+        said = self._ask(self._driver.last_word if error is None else self._driver.goodbye, connection)
+        words = [*_words(error), slot.goodbye, said]
         for each in words:
             if each in _SAID:
                 return _SAID[each], "unknown", True
@@ -151,7 +154,7 @@ class Losses:
             return None, "killed", True
         was_reset = self._ask(self._driver.was_reset, connection)
         if was_reset is None:
-            was_reset = _was_reset(error)
+            was_reset = self._was_reset(connection) if error is None else _was_reset(error)
         if was_reset is None and _NO_ANSWER in words:
             was_reset = False
         if was_reset:
@@ -161,6 +164,10 @@ class Losses:
         # Where the server always has a last word and had none, something in between has broken it off, or a crash.
         otherwise = "network" if self._driver.says_why else "unknown" if was_reset is None else "killed"
         return None, otherwise, worked
+
+    def _was_reset(self, connection: Any) -> bool | None:
+        fileno = self._ask(self._driver.fileno, connection)
+        return None if fileno is None else sockets.was_reset(fileno)
 
     def _went_down(self, loss: Loss) -> bool:
         slots = [slot for slot in list(self._ledger.slots.values()) if slot.opened is not None and not slot.lost]

@@ -125,9 +125,7 @@ class PoolReader:
                     limit=limit,
                     protected=state != "checked_out"
                     and (
-                        condemned
-                        or self._notices(slot, settings)
-                        or (state != "dead" and _recycles(settings, limit))
+                        condemned or self._notices(slot, settings) or (state != "dead" and _recycles(settings, limit))
                     ),
                 ),
             )

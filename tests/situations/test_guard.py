@@ -1,0 +1,272 @@
+"""The guard: connections that are dead or about to be are replaced in the checkout that would have handed them out."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, exc
+from sqlalchemy.util import greenlet_spawn
+
+from stage import Interruptible, ending
+from support import moved, quiet, use
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from poolwatch import Watch
+    from stage import Stage
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 100.0
+DEAD, DUE = {"guard_dead": 1}, {"guard_deadline": 1}
+
+
+def guarded(stage: Stage, limit: float | None = None, **options: Any) -> tuple[AsyncEngine, Watch]:
+    """Make an engine with a guard, which knows of a *limit* on the way to the server."""
+    engine = stage.engine(**options)
+    watched = stage.watches[-1]
+    watched.adjust({"guard": True} | ({} if limit is None else {"inactivity_limit": limit}))
+    return engine, watched
+
+
+@pytest.mark.parametrize("options", [{}, {"pool_pre_ping": True}])
+async def test_dead(stage: Stage, options: dict[str, Any]) -> None:
+    """A dead one is replaced before anything is sent on it, a ping too, and the others are left as they are."""
+    engine, watched = guarded(stage, **options)
+    first, _ = await stage.fill(engine, 2)
+    await stage.lose(first)
+    assert {"idle": 1, "dead": 1} == moved(watched.snapshot().connections)
+    assert {"safe": 1, "protected": 1} == moved(_by_risk(watched))
+    assert 1 == await use(engine)
+    assert 0 == watched.snapshot().pre_pings_total
+    await stage.check(DEAD, DEAD, idle=2)
+    await use(engine)
+    await stage.check(DEAD, DEAD, idle=2)
+    snapshot = watched.snapshot()
+    assert {("killed", "guard"): 1} == _known(snapshot.disconnects_total)
+    assert {} == moved(snapshot.invalidations_total)
+    assert "true" == snapshot.info["guard"]
+
+
+def _by_risk(watched: Watch) -> dict[str, int]:
+    return {risk: count for (_, risk), count in watched.snapshot().timeout_risk_connections.items() if count}
+
+
+def _known(counts: Any) -> dict[Any, int]:
+    # asyncpg may have dropped the server's last word.
+    return {("killed" if cause == "unknown" else cause, phase): n for (cause, phase), n in moved(counts).items()}
+
+
+@pytest.mark.parametrize(("limit", "patience"), [(LIMIT, 98.0), (10.0, 9.0), (1.0, 0.5)])
+async def test_deadline(stage: Stage, limit: float, patience: float) -> None:
+    """One whose inactivity has come within the margin of its limit is replaced, and none before."""
+    engine, watched = guarded(stage, limit)
+    await use(engine)
+    quiet(watched, patience - 0.25)
+    await use(engine)
+    await stage.check(idle=1)
+    quiet(watched, patience)
+    await use(engine)
+    await stage.check(DUE, DUE, idle=1)
+    # It was alive, so nobody has found one lost.
+    assert {} == moved(watched.snapshot().disconnects_total)
+
+
+async def test_the_sessions_own_limit(stage: Stage) -> None:
+    """The server's limit is known from the first checkout on, and rules where it is the smaller one."""
+    stage.server.drop_inactive(int(LIMIT))
+    try:
+        engine, watched = guarded(stage, 2 * LIMIT)
+        await use(engine)
+    finally:
+        stage.server.drop_inactive(None)
+    quiet(watched, LIMIT)
+    await use(engine)
+    await stage.check(DUE, DUE, idle=1)
+
+
+async def test_no_limit_known(stage: Stage) -> None:
+    """Without a limit nothing is replaced for its silence."""
+    engine = stage.engine()
+    (watched,) = stage.watches
+    watched.adjust({"guard": True, "server_limits": False})
+    await use(engine)
+    quiet(watched, 1e9)
+    await use(engine)
+    await stage.check(idle=1)
+
+
+async def test_a_limit_that_is_told_later(stage: Stage) -> None:
+    """What an operator says of a pool in use counts from then on."""
+    engine, watched = guarded(stage)
+    await use(engine)
+    quiet(watched, LIMIT)
+    await use(engine)
+    watched.adjust({"inactivity_limit": LIMIT})
+    quiet(watched, LIMIT)
+    await use(engine)
+    await stage.check(DUE, DUE, idle=1)
+
+
+async def test_in_a_transaction(stage: Stage) -> None:
+    """Where the pool ends no transaction, the limits for one count, while there is one."""
+
+    def leave(statement: str, *, in_transaction: bool) -> None:
+        raw = engine.sync_engine.raw_connection()
+        cursor = raw.cursor()
+        cursor.execute(statement)
+        cursor.close()
+        if not in_transaction:
+            raw.rollback()
+        raw.close()
+
+    with _limit_in_a_transaction(stage):
+        engine, watched = guarded(stage, pool_reset_on_return=None)
+        await greenlet_spawn(partial(leave, "SELECT 1", in_transaction=False))
+    for in_transaction in (False, True):
+        quiet(watched, LIMIT)
+        await greenlet_spawn(partial(leave, "BEGIN", in_transaction=in_transaction))
+    await stage.check(idle=1)
+    quiet(watched, LIMIT)
+    await greenlet_spawn(partial(leave, "SELECT 1", in_transaction=False))
+    await stage.check(DUE, DUE, idle=1)
+
+
+@contextmanager
+def _limit_in_a_transaction(stage: Stage) -> Iterator[None]:
+    """Let the server drop connections that are opened meanwhile after a silence in a transaction, and only then."""
+    if stage.driver.mysql:
+        setting, unset = "SET GLOBAL idle_transaction_timeout = {}", "SET GLOBAL idle_transaction_timeout = DEFAULT"
+    else:
+        setting = "ALTER ROLE app SET idle_in_transaction_session_timeout = '{}s'"
+        unset = "ALTER ROLE app RESET idle_in_transaction_session_timeout"
+    stage.server.query(setting.format(f"{LIMIT:.0f}"))
+    try:
+        yield
+    finally:
+        stage.server.query(unset)
+
+
+async def test_opened_by_this_checkout(stage: Stage) -> None:
+    """However short the limit, a checkout connects once at the most."""
+    engine, _ = guarded(stage, 1e-9)
+    for _ in range(3):
+        await use(engine)
+    await stage.check({"guard_deadline": 2}, {"guard_deadline": 2}, idle=1)
+
+
+async def test_lost_while_it_was_opened(stage: Stage) -> None:
+    """One that this checkout has opened is handed out, dead or not."""
+    engine, watched = guarded(stage)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def lose(_dbapi: Any, _record: Any) -> None:
+        for each in stage.server.connections():
+            stage.server.kill(each)
+
+    assert isinstance(await ending(use(engine)), Exception)
+    assert {} == {key: n for key, n in moved(watched.snapshot().closes_total).items() if key.startswith("guard")}
+    assert watched.snapshot().connects_total <= 2
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_refused_by_another_listener(stage: Stage, *, first: bool) -> None:
+    """A listener that refuses what it is offered first still gets another to look at, and the caller no error."""
+    engine, _ = guarded(stage)
+    (number,) = await stage.fill(engine, 1)
+    refused: list[object] = []
+
+    def refuse(dbapi: object, _record: Any, _proxy: Any) -> None:
+        if not refused:
+            refused.append(dbapi)
+            raise exc.DisconnectionError
+
+    event.listen(engine.sync_engine, "checkout", refuse, insert=first)
+    await stage.lose(number)
+    await use(engine)
+    # It was not the dead one that it was offered.
+    await stage.check(DEAD | {"invalidated": 1}, DEAD | {"invalidated": 1}, idle=1)
+
+
+async def test_a_server_that_stays_down(stage: Stage) -> None:
+    """The caller gets the driver's own error, and the place in the pool is not lost."""
+    engine, watched = guarded(stage, pool_size=1, max_overflow=0)
+    await use(engine)
+    with stage.outage():
+        for _ in range(2):
+            error = await ending(use(engine))
+            assert isinstance(error, (exc.OperationalError, OSError)), repr(error)
+        assert 1 == watched.snapshot().connects_total
+    await use(engine)
+    await stage.check(DEAD, DEAD, idle=1, failures={"connect": 2})
+    assert {("shutdown", "guard"): 1} == moved(watched.snapshot().disconnects_total)
+
+
+async def test_condemned_and_dead(stage: Stage) -> None:
+    """One that the checkout would replace anyway keeps its reason."""
+    engine, watched = guarded(stage, pool_recycle=60)
+    (number,) = await stage.fill(engine, 1)
+    await stage.lose(number)
+    stage.age()
+    await use(engine)
+    await stage.check({"recycle": 1}, {"recycle": 1}, idle=1)
+    assert {} == moved(watched.snapshot().disconnects_total)
+
+
+async def test_a_clock_that_was_set_back(stage: Stage) -> None:
+    """SQLAlchemy compares moments of the wall clock; one established in the future is replaced all the same, once."""
+    engine, _ = guarded(stage)
+    (number,) = await stage.fill(engine, 1)
+    await stage.lose(number)
+    stage.age(-3600)
+    for _ in range(2):
+        await use(engine)
+    await stage.check(DEAD, DEAD, idle=1)
+
+
+@pytest.mark.parametrize("way", ["cancel", "expire"])
+async def test_interrupted(stage: Stage, way: str) -> None:
+    """A caller who gives up while another connection is established leaves the books and the pool whole."""
+    engine, watched = guarded(stage, LIMIT, pool_size=1, max_overflow=0)
+    await use(engine)
+    quiet(watched, LIMIT)
+    stage.freeze()
+    caller = Interruptible(way, use(engine))
+    await stage.pending()
+    await caller.interrupt()
+    stage.thaw()
+    assert caller.error == await caller.ended()
+    await use(engine)
+    await stage.check(DUE, DUE, idle=1, failures={"cancelled": 1})
+
+
+@pytest.mark.only("aiomysql", "asyncmy")
+async def test_a_polite_end(stage: Stage) -> None:
+    """One that lives is closed in order: the server counts no aborted client."""
+
+    def aborted() -> int:
+        ((_, value),) = stage.server.query("SHOW GLOBAL STATUS LIKE 'Aborted_clients'")
+        return int(value)
+
+    engine, watched = guarded(stage, LIMIT)
+    await use(engine)
+    before = aborted()
+    quiet(watched, LIMIT)
+    await use(engine)
+    await stage.check(DUE, DUE, idle=1)
+    assert before == aborted()
+
+
+async def test_closed(stage: Stage) -> None:
+    """When the watch is closed, nothing is replaced any more, and the pool has its class back."""
+    engine, watched = guarded(stage, 1e-9)
+    await use(engine)
+    number = await use(engine, stage.server.own_id)
+    watched.close()
+    assert number == await use(engine, stage.server.own_id)
