@@ -96,15 +96,15 @@ def test_news_is_what_is_new() -> None:
     before = status.Standing(
         out=0, idle=5, dead=0, left=20.0, limit=20.0, users=nobody, replaced={"disconnect": 1, "guard_dead": 2}
     )
-    assert status.news("bare", before, replace(before, out=1, users=replace(nobody, requests=9, busy=7))) == ""
+    assert status.news("bare", before, replace(before, out=1, users=replace(nobody, requests=9, busy=7))) == []
     met = replace(before, users=replace(nobody, lost=3, error="2013 Lost"), replaced={"disconnect": 2, "guard_dead": 2})
-    assert status.news("bare", before, met) == " " * 9 + "bare: 2 users got: 2013 Lost; replaced: 1 disconnect"
+    told = [" " * 9 + "bare: 2 users got: 2013 Lost", " " * 9 + "bare: replaced: 1 disconnect"]
+    assert status.news("bare", before, met) == told
     saved = replace(before, replaced={"disconnect": 1, "guard_dead": 5, "guard_deadline": 1})
-    assert re.fullmatch(
-        " {9}guarded: replaced before .*: 3 guard_dead, 1 guard_deadline", status.news("guarded", before, saved)
-    )
+    (line,) = status.news("guarded", before, saved)
+    assert re.fullmatch(" {9}guarded: replaced before .*: 3 guard_dead, 1 guard_deadline", line)
     refused = replace(before, users=replace(nobody, other=1, error="no connection"))
-    assert status.news("bare", before, refused).endswith("bare: 1 user got another error: no connection")
+    assert status.news("bare", before, refused) == [" " * 9 + "bare: 1 user got another error: no connection"]
 
 
 def test_the_summary_tells_errors_apart() -> None:

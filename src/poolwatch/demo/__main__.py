@@ -162,9 +162,11 @@ Below:
   next closes    when the server closes the next one, unless it is used before: time left, of the time it allows
   lost           users who got an error because their connection was dead: what the guard is about
   busy           users for whom none became free in time, in a rush that is too much for either pool
-  replaced       connections opened in place of others. Why: disconnect, a user's error showed that it was lost;
-                 pool_invalidated, it was as old as such a one; guard_dead, the guard saw that it was closed;
-                 guard_deadline, the guard saw that it was about to be
+  replaced       connections opened in place of others, because of:
+                 disconnect        a user's error showed that it was lost
+                 pool_invalidated  it lay in the pool beside such a one
+                 guard_dead        the guard saw that the server had closed it
+                 guard_deadline    the guard saw that the server was about to
 
 Ctrl-C stops everything and leaves nothing behind.
 """
@@ -182,9 +184,8 @@ def _report(application: Application, stop: Stop, end: float) -> None:
         after = _standings(application)
         say(line(after.values(), now=time.time(), traffic=application.traffic.doing()), stop)
         for name, pool in after.items():
-            happened = news(name, before[name], pool)
-            if happened:
-                say(happened, stop)
+            for each in news(name, before[name], pool):
+                say(each, stop)
         before = after
         following += _LINE_SECONDS
         stop.wait(min(following, end) - time.monotonic())

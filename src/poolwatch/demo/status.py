@@ -135,8 +135,8 @@ def _closes(pool: Standing) -> str:
     return f"{pool.left / 3600:.1f}/{pool.limit / 3600:.3g}h"
 
 
-def news(name: str, before: Standing, after: Standing) -> str:
-    """Return what has happened to the pool *name* in a line of its own; empty if nothing has."""
+def news(name: str, before: Standing, after: Standing) -> list[str]:
+    """Return lines that say what has happened to the pool *name*; none if nothing has."""
     told = []
     lost = after.users.lost - before.users.lost
     if lost:
@@ -149,9 +149,7 @@ def news(name: str, before: Standing, after: Standing) -> str:
         reasons = [f"{count} {why}" for why, count in fresh.items() if count and why.startswith(_GUARD) == guard]
         if reasons:
             told.append(f"{how}: {', '.join(reasons)}")
-    if not told:
-        return ""
-    return f"{' ' * 9}{name}: {'; '.join(told)}"
+    return [f"{' ' * 9}{name}: {each}" for each in told]
 
 
 def summary(name: str, pool: Standing) -> str:
