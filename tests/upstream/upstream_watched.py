@@ -59,7 +59,7 @@ class Attendance:
 
     def attend(self, engine: Engine) -> Watch:
         """Watch *engine* in a registry of its own, so that names do not clash."""
-        watched = watch(engine, registry=CollectorRegistry())
+        watched = watch(engine, guard=True, registry=CollectorRegistry())
         self._fresh.append(weakref.ref(watched))
         self._ledgers.append(watched._ledger)
         # Our own garbage must not bring a collection into a test that waits for one.
