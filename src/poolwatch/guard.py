@@ -44,19 +44,24 @@ class Guard:
 
     def __init__(self, ledger: Ledger, dialect: Dialect, losses: Losses, *, resets: bool) -> None:
         self._ledger = ledger
+        self._dialect = dialect
         self._driver = driver_of(dialect)
         self._losses = losses
         self._resets = resets
+        # By their numbers, connections that the checkout under way closes.
+        self._condemned: set[int] = set()
         self.configured: Mapping[str, float] = {}
         self.installed: bool | None = None
 
     def install(self, pool: Pool, stopped: list[bool]) -> None:
         """Guard *pool* until *stopped* has an entry; raises TypeError where its class cannot be extended."""
         self.installed = False
-        classes.extend(pool, privates.TAKE, lambda base: self._method(base, stopped), stopped)
+        classes.extend(
+            pool, {privates.TAKE: lambda base: self._taking(base, stopped), privates.CLOSE: self._closing}, stopped
+        )
         self.installed = True
 
-    def _method(self, base: type[Pool], stopped: list[bool]) -> Callable[[Pool], ConnectionPoolEntry]:
+    def _taking(self, base: type[Pool], stopped: list[bool]) -> Callable[[Pool], ConnectionPoolEntry]:
         original: Callable[[Pool], ConnectionPoolEntry] = getattr(base, privates.TAKE)
         key, look, trouble = self._ledger.key, self._look, self._ledger.trouble
 
@@ -73,6 +78,21 @@ class Guard:
 
         return take
 
+    def _closing(self, base: type[Pool]) -> Callable[..., None]:
+        original: Callable[..., None] = getattr(base, privates.CLOSE)
+
+        def close(self_: Pool, dbapi: Any, **how: Any) -> None:
+            try:
+                # After the listeners to that, which may have a last use for one that lives.
+                if id(dbapi) in self._condemned:
+                    self._condemned.discard(id(dbapi))
+                    self._driver.part(self._dialect.get_driver_connection(dbapi))
+            except Exception as error:  # noqa: BLE001
+                self._ledger.trouble(describe("guard", error))
+            original(self_, dbapi, **how)
+
+        return close
+
     def _look(self, slot: Slot, record: ConnectionPoolEntry) -> None:
         connection = record.driver_connection
         # Some pools hand out what another caller has.
@@ -83,11 +103,11 @@ class Guard:
             return
         # Else the checkout replaces it anyway, and books why.
         if privates.retirement(record) is None:
-            if dead:
-                self._losses.found(slot, "guard", connection, silence=slot.inactivity(self._ledger.clock()))
             slot.fate = ("guard_dead" if dead else "guard_deadline", slot.proxy)
             privates.condemn(record)
-        self._driver.part(connection)
+            if dead:
+                self._losses.found(slot, "guard", connection, silence=slot.inactivity(self._ledger.clock()))
+        self._condemned.add(id(record.dbapi_connection))
 
     def _is_due(self, slot: Slot, connection: Any) -> bool:
         silence = slot.inactivity(self._ledger.clock())

@@ -128,8 +128,9 @@ def retirement(record: ConnectionPoolEntry) -> str | None:
     return None
 
 
-# The method by which a pool, of any class, takes out a record for a checkout, or makes one.
-TAKE = "_do_get"
+# The methods by which a pool, of any class, takes out a record for a checkout, or makes one, and closes a connection
+# when all listeners to that have been called.
+TAKE, CLOSE = "_do_get", "_close_connection"
 
 
 def condemn(record: ConnectionPoolEntry) -> None:
@@ -138,8 +139,8 @@ def condemn(record: ConnectionPoolEntry) -> None:
     Like ``record.invalidate(soft=True)``, but for the event: a listener that raised would lose the pool's place.
     """
     record_: Any = record
-    record_._soft_invalidate_time = now = time.time()  # noqa: SLF001
     # The wall clock may have been set back since it was established, or not have moved.
+    record_._soft_invalidate_time = now = time.time()  # noqa: SLF001
     record_.starttime = min(record_.starttime, now - 1)
 
 
