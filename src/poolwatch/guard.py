@@ -74,6 +74,10 @@ class Guard:
                     look(slot, record)
             except Exception as error:  # noqa: BLE001
                 trouble(describe("guard", error))
+            except BaseException:
+                # Nobody has the record yet, and nobody else would give it back.
+                privates.put_back(self_, record)
+                raise
             return record
 
         return take
@@ -126,7 +130,7 @@ class Guard:
         in_transaction = not self._resets and (slot.began if told is None else told)
         limit = limit_of({**limits, **configured}, in_transaction=in_transaction)
         # No more than half of it, or one of a second would have every checkout connect anew.
-        seconds = inf if limit is None else limit - min(margin(limit), limit / 2)
+        seconds = inf if limit is None or limit == inf else limit - min(margin(limit), limit / 2)
         if self._resets:
             slot.patience = Patience(limits, configured, seconds)
         return seconds

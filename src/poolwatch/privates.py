@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from math import inf
+from math import inf, nextafter
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +133,11 @@ def retirement(record: ConnectionPoolEntry) -> str | None:
 TAKE, CLOSE = "_do_get", "_close_connection"
 
 
+def put_back(pool: Pool, record: ConnectionPoolEntry) -> None:
+    """Give *pool* a *record* back that was taken out and that nobody has seen, without an event."""
+    pool._return_conn(record)  # noqa: SLF001
+
+
 def condemn(record: ConnectionPoolEntry) -> None:
     """Have the checkout that *record* was taken out for replace its connection.
 
@@ -140,8 +145,9 @@ def condemn(record: ConnectionPoolEntry) -> None:
     """
     record_: Any = record
     # The wall clock may have been set back since it was established, or not have moved.
-    record_._soft_invalidate_time = now = time.time()  # noqa: SLF001
-    record_.starttime = min(record_.starttime, now - 1)
+    record_.starttime = min(record_.starttime, time.time() - 1)
+    # Hardly later, or a clock that is set back now would have the next connection replaced too.
+    record_._soft_invalidate_time = nextafter(record_.starttime, inf)  # noqa: SLF001
 
 
 def is_fresh(record: ConnectionPoolEntry) -> bool:
