@@ -8,6 +8,7 @@ import socket
 
 # The peer has closed its half: poll(2), of Linux alone. Elsewhere a socket that no event loop reads cannot tell.
 _CLOSED = getattr(select, "POLLRDHUP", 0)
+TELLS = bool(_CLOSED)
 
 
 def has_ended(fileno: int) -> bool | None:
