@@ -16,7 +16,7 @@ venv:
 venv-oldest:
 	@.ci/venv .venv-oldest --constraint constraints-oldest.txt --editable '.[demo]' --group test
 
-demo: venv ## a watched application on a throw-away MariaDB; Ctrl-C ends it
+demo: venv ## a bare and a guarded pool on a throw-away MariaDB; Ctrl-C ends it
 	@.ci/debian $(DATABASE)
 	@$(BIN)/python -m poolwatch.demo
 
