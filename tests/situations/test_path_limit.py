@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.alike,
     pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up"),
 ]
 
