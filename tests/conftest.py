@@ -9,10 +9,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from garbage import set_aside
 from poolwatch.demo.servers import MariaDB
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+
+def pytest_collection_finish() -> None:
+    """Set all modules aside, which are most of what lives."""
+    set_aside()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from garbage import set_aside
 from poolwatch.labels import CLOSED, FAILURES, REPLACED
 from random_driver import ERRORS, Caller, Driver, connect, detach, handle, use
 from random_model import Model, meets
@@ -279,10 +280,4 @@ class EngineMachine(RuleBasedStateMachine):
             self.runner.run(self.engine.dispose())
             self.runner.run(self.driver.close())
             self.runner.close()
-            freeze()
-
-
-def freeze() -> None:
-    """Keep the garbage collector from what lives now: it would go through that again at each collection."""
-    gc.collect()
-    gc.freeze()
+            set_aside()

@@ -46,9 +46,6 @@ class Stage:
         self.is_frozen = False
         self._engines: list[AsyncEngine] = []
         self._tallies: list[Tally] = []
-        # What is there already is not ours, and looking through it again and again takes long.
-        gc.collect()
-        gc.freeze()
 
     def engine(
         self, before: Callable[[AsyncEngine], None] | None = None, *, port: int | None = None, **options: Any
@@ -222,7 +219,6 @@ class Stage:
         for watched in self.watches:
             watched.close()
         self._engines.clear()
-        gc.unfreeze()
         gc.collect()
         await self.hear()
         # What nobody will ever use again, by now.

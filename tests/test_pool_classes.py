@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ from random_driver import Driver
 from support import moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
@@ -171,15 +170,6 @@ def play(scene: Scene, situation: Situation, kind: str, closes: dict[str, int]) 
     assert (1 if situation is leaked else 0) == snapshot.leaks_total
     scene.engine.dispose()
     scene.check()
-
-
-@pytest.fixture(autouse=True)
-def little_garbage() -> Iterator[None]:
-    """Look for garbage only among what the test makes."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize(("situation", "poolclass", "kind", "closes"), cells(SYNC, CLOSES))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -15,9 +16,6 @@ from poolwatch.labels import CLOSED, REPLACED
 from poolwatch.ledger import Ledger
 from poolwatch.slot import Retirement, Slot
 from random_seeds import run_of
-
-if TYPE_CHECKING:
-    import pytest
 
 WHICH = st.integers(0, 20)
 # Sums of eighths are exact in any order.
@@ -284,6 +282,7 @@ class Machine(RuleBasedStateMachine):
         self.seen.update(self.counts)
 
 
+@pytest.mark.once
 def test_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger agrees with plain arithmetic after every step."""
     monkeypatch.setattr(books, "FOLD_AT", 7)

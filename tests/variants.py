@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -55,9 +57,25 @@ VARIANTS = [
 ]
 
 
+# What the first test run has in another version than the second.
+OLDER = set(re.findall(r"^(\w+)", (Path(__file__).parents[1] / "constraints-oldest.txt").read_text(), re.MULTILINE))
+
+
+def once(driver: Driver) -> list[pytest.MarkDecorator]:
+    """Return the mark of a test that says nothing new of *driver* on the oldest dependencies.
+
+    Its version is the same there, and so is uvloop's: what the one makes of the other is known from the newest ones,
+    and what SQLAlchemy's version makes of the driver from asyncio.
+    """
+    return [pytest.mark.once] if driver.uvloop and driver.name not in OLDER else []
+
+
 def on_each(variants: Iterable[Variant]) -> pytest.MarkDecorator:
     """Repeat a test for each of *variants*, on its event loop."""
-    cases = [pytest.param(each, ("asyncio", {"use_uvloop": each.driver.uvloop}), id=str(each)) for each in variants]
+    cases = [
+        pytest.param(each, ("asyncio", {"use_uvloop": each.driver.uvloop}), id=str(each), marks=once(each.driver))
+        for each in variants
+    ]
     return pytest.mark.parametrize(("variant", "anyio_backend"), cases)
 
 

@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("stage", "support")
 
 from databases import DRIVERS, PostgreSQL, TestedMariaDB  # noqa: E402
 from stage import Stage  # noqa: E402
+from variants import once  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat a test for every driver and event loop, less those that its marks rule out."""
+    """Repeat a test for every driver and event loop, less those that its marks rule out or leave to the newest."""
     if "driver" in metafunc.fixturenames:
         only, never = _named("only", metafunc), _named("never", metafunc)
         drivers = [each for each in DRIVERS if not each.names & never and (not only or each.names & only)]
-        metafunc.parametrize("driver", drivers, ids=str)
+        alike = metafunc.definition.get_closest_marker("alike") is not None
+        cases = [pytest.param(each, marks=once(each) if alike else []) for each in drivers]
+        metafunc.parametrize("driver", cases, ids=str)
 
 
 def _named(kind: str, metafunc: pytest.Metafunc) -> set[str]:

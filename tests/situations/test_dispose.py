@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from stage import Stage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alike]
 
 
 async def test_idle(stage: Stage) -> None:

@@ -16,7 +16,7 @@ from support import run, use
 if TYPE_CHECKING:
     from stage import Stage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alike]
 
 collects = pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from stage import Stage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alike]
 
 
 class Raiser:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from stage import Stage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alike]
 
 
 async def test_first_connection(stage: Stage) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.alike,
     pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up"),
 ]
 
@@ -106,7 +107,8 @@ async def test_contradicted(stage: Stage) -> None:
         fatal = watched.snapshot().shortest_fatal_inactivity_seconds
         assert fatal is not None
         await use(engine)
-        await silence(proxy, fatal)
+        # The proxy counts from a moment before the answer reaches us, which is long where the machine is busy.
+        await silence(proxy, fatal + SURVIVED)
         await use(engine)
         assert None is watched.snapshot().shortest_fatal_inactivity_seconds
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stage import Stage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alike]
 
 PRE_PING: dict[str, Any] = {"pool_pre_ping": True}
 
