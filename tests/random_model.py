@@ -40,6 +40,7 @@ class Place:
         soft: When it was last invalidated softly.
         held: A caller has its connection.
         dead: Its connection was lost, and nobody has noticed.
+        silent: A guard has its next checkout replace it.
         returned: The watch saw its connection come back.
         replaces: Why its last connection went, where that makes the next one a reconnect.
     """
@@ -49,6 +50,7 @@ class Place:
     soft: float = -inf
     held: bool = False
     dead: bool = False
+    silent: bool = False
     returned: bool = False
     replaces: str | None = None
 
@@ -100,7 +102,7 @@ class Model:
         self.adopted = len(self.open)
         self.checkouts = sum(place.held for place in self.open)
         for place in (*self.open, *self.pool.idle):
-            place.returned, place.replaces = False, None
+            place.returned, place.replaces, place.silent = False, None, False
 
     @property
     def full(self) -> bool:
@@ -116,7 +118,7 @@ class Model:
     def connects(self) -> bool:
         """Whether the next checkout establishes a connection."""
         place = self._next(self.pool)
-        return not self.full and (place is None or place.born is None or self.retirement(place) is not None)
+        return not self.full and (place is None or place.born is None or self._replaced(place) is not None)
 
     def connections(self) -> dict[str, int]:
         """Return how many connections are in each state."""
@@ -133,6 +135,10 @@ class Model:
         if place.pool.invalidated > place.born:
             return "pool_invalidated"
         return "soft_invalidated" if place.soft > place.born else None
+
+    def _replaced(self, place: Place) -> str | None:
+        """Return the same, with what a guard would have against it."""
+        return self.retirement(place) or ("guard_deadline" if place.silent else None)
 
     def _next(self, pool: Pool) -> Place | None:
         return pool.idle[-1 if self.lifo else 0] if pool.idle else None
@@ -155,7 +161,7 @@ class Model:
         """Book the end of *place*'s connection."""
         self.open.remove(place)
         self.closes[reason] += 1
-        place.born, place.returned, place.dead = None, False, False
+        place.born, place.returned, place.dead, place.silent = None, False, False, False
         place.replaces = reason if reason in REPLACED else None
 
     def lose(self, place: Place, reason: str) -> None:
@@ -216,7 +222,7 @@ class Model:
 
     def _prepare(self, place: Place, troubles: list[str], *, new: bool = False) -> bool:
         """Connect *place* if it has no connection that may be handed out; return whether that was called for."""
-        reason = None if place.born is None else self.retirement(place)
+        reason = None if place.born is None else self._replaced(place)
         if reason is not None:
             self.close(place, reason)
         if place.born is not None:
@@ -246,6 +252,11 @@ class Model:
             self.lose(place, AT_CHECKOUT.get(found, "pre_ping"))
         return found
 
+    def silence(self, *, guarded: bool) -> None:
+        """Let no idle connection have been used for longer than the server allows, which a guard minds."""
+        for place in self.pool.idle:
+            place.silent = guarded and place.born is not None
+
     def age(self) -> None:
         """Make every open connection older than ``pool_recycle``."""
         for place in self.open:
@@ -256,7 +267,7 @@ class Model:
         """Book that the next caller was cancelled before it had a connection: its place, if it is not new, is empty."""
         place = self._next(self.pool)
         if place is not None:
-            reason = None if place.born is None else self.retirement(place)
+            reason = None if place.born is None else self._replaced(place)
             if reason is not None:
                 self.close(place, reason)
             self.pool.idle.remove(place)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from garbage import set_aside
-from poolwatch import watch
 from random_driver import Caller, attempt, handle, invalidate_softly, result, use, use_again
 from random_engine import EXPECTED, RECYCLE, EngineMachine
 from random_model import AT_CHECKOUT, STRANDS, RefusedError
@@ -50,7 +49,7 @@ class Machine(EngineMachine):
     @rule()
     def watch(self) -> None:
         """Begin to watch, with whatever is open adopted."""
-        self.watched = watch(self.engine, registry=self.registry)
+        self.begin_watch()
         self.model.watch()
 
     @precondition(lambda self: self.watched is not None and self.model.open)
@@ -154,7 +153,7 @@ class Machine(EngineMachine):
         if changed:
             assert self.watched is not None
             self.watched.close()
-            self.watched = watch(self.engine, registry=self.registry)
+            self.begin_watch()
         if read and self.watched is not None:
             assert (0 if changed else 1) == self.watched.snapshot().pending_checkouts
         # Not kept by us: what is dropped must be found by the garbage collector.
@@ -206,7 +205,7 @@ class Machine(EngineMachine):
     @precondition(lambda self: self.some())
     @rule(
         which=WHICH,
-        way=st.sampled_from(("age", "invalidate_softly", "lose", "kill", "kill", "dispose")),
+        way=st.sampled_from(("age", "silence", "invalidate_softly", "lose", "kill", "kill", "dispose")),
         attempts=st.lists(st.just([]) | TROUBLES, max_size=2),
     )
     def ask_for_condemned(self, which: int, way: str, attempts: list[list[str]]) -> None:
@@ -216,6 +215,8 @@ class Machine(EngineMachine):
         self.close(self.callers.index(self.one(which)))
         if way == "age":
             self.age()
+        elif way == "silence" and self.watched is not None:
+            self.silence()
         elif way == "dispose":
             self.dispose(close=which % 2 > 0, through_clone=False)
         elif way == "lose" and self.some():

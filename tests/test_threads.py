@@ -71,7 +71,10 @@ def assert_counted(snapshot: PoolSnapshot, tally: Tally, visitors: list[Visitor]
 
 @pytest.mark.parametrize("pre_ping", [True, False])
 def test_queue(mariadb: MariaDB, registry: CollectorRegistry, *, pre_ping: bool) -> None:
-    """Threads that queue, invalidate, detach and leak among kills, ageing and dispose() leave true books."""
+    """Threads that queue, invalidate, detach and leak among kills, ageing and dispose() leave true books.
+
+    With a ping or with a guard.
+    """
     engine = create_engine(
         mariadb.url("pymysql"),
         connect_args=PLAIN,
@@ -82,10 +85,10 @@ def test_queue(mariadb: MariaDB, registry: CollectorRegistry, *, pre_ping: bool)
         pool_pre_ping=pre_ping,
     )
     tally = Tally(engine.pool)
-    watched = watch(engine, registry=registry)
+    watched = watch(engine, guard=not pre_ping, registry=registry)
     wanted = {"recycle", "soft_invalidated", "pool_invalidated", "invalidated", "overflow", "disposed", "detached"}
-    # Where a statement meets a connection that was killed, if no ping does.
-    wanted |= {"timeout", "pre_ping" if pre_ping else "disconnect"}
+    # What meets a connection that was killed, before a statement does.
+    wanted |= {"timeout", "pre_ping" if pre_ping else "guard_dead"}
     visitors = [Visitor(engine, seed, unseen(watched, wanted)) for seed in range(THREADS)]
     nature = Nature(mariadb, watched)
     with Crowd() as crowd:
