@@ -26,7 +26,7 @@ pytest_plugins = ["tls"]
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 # How often another application's listener refuses what a checkout is offered first, or has opened.
-REFUSALS = [(False, 0), (False, 50), (True, SIZE)]
+REFUSALS = [(False, 0), (False, 2 * SIZE), (True, SIZE)]
 
 
 async def end_and_use(pool: WatchedPool, situation: Situation, server: TlsServer, refusal: Refusal, times: int) -> None:
@@ -66,6 +66,9 @@ async def test_no_user_gets_an_error(
         assert_books(snapshot)
         assert reconnects == moved(snapshot.reconnects_total), situation
         assert reconnects + Counter(disposed=emptied * SIZE) == moved(snapshot.closes_total), situation
+        # All were met by the guard, and none by a user or a ping.
+        phases = [phase for (_, phase), count in snapshot.disconnects_total.items() for _ in range(count)]
+        assert ["guard"] * reconnects["guard_dead"] == phases, situation
         assert 0 == snapshot.pre_pings_total
         assert [] == [record for record in caplog.records if record.levelno >= logging.ERROR]
 
