@@ -16,7 +16,7 @@ venv:
 venv-oldest:
 	@.ci/venv .venv-oldest --constraint constraints-oldest.txt --editable '.[demo]' --group test
 
-demo: venv ## a watched application on a throw-away MariaDB; Ctrl-C ends it
+demo: venv ## a bare and a guarded pool on a throw-away MariaDB; Ctrl-C ends it
 	@.ci/debian $(DATABASE)
 	@$(BIN)/python -m poolwatch.demo
 
@@ -32,8 +32,10 @@ check: venv ## lint, types, import directions, generated files
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 	$(BIN)/python dashboards/generate.py --check
 
-bench: venv ## what watching costs, side by side with not watching
+bench: venv ## what watching and the guard cost, side by side with doing without, and with pings
+	@.ci/debian $(DATABASE) valgrind
 	$(BIN)/python tests/bench/checkout.py
+	$(BIN)/python tests/bench/guard.py
 
 fleet: venv ## how long the dashboard takes for 1,000 processes, from raw series and from recorded ones
 	@.ci/debian prometheus

@@ -63,6 +63,17 @@ def found_by_ping(stage: Stage, pool: Pool) -> None:
     stage.use_and_kill(pool)
 
 
+def found_by_guard(stage: Stage, pool: Pool) -> None:
+    """Let the guard find a connection that the server has closed."""
+    stage.use_and_kill(pool)
+
+
+def silent(stage: Stage, pool: Pool) -> None:
+    """Let a connection reach its limit."""
+    stage.use(pool)
+    stage.pass_time(pool, pool.wait_timeout)
+
+
 def found_by_statement(stage: Stage, pool: Pool) -> None:
     """Let a statement find out, which condemns the other connection too."""
     stage.use_and_kill(pool, 2)
@@ -130,6 +141,7 @@ def leaked(stage: Stage, pool: Pool) -> None:
         stage.do(forget, pool)
 
 
+GUARD = {"guard": True}
 ONE = {"pool_size": 1, "max_overflow": 1}
 PING = {"pool_pre_ping": True}
 RECYCLE = {"pool_recycle": 600}
@@ -137,6 +149,8 @@ HARD = {"hard": 1}
 FATES = (
     Fate(recycled, Pool("recycle", options=RECYCLE), {"recycle": 1}, {"recycle": 1}),
     Fate(found_by_ping, Pool("ping", options=PING), {"pre_ping": 1}, {"pre_ping": 1}, {"hard": 1, "pool": 1}),
+    Fate(found_by_guard, Pool("guard", watching=GUARD), {"guard_dead": 1}, {"guard_dead": 1}),
+    Fate(silent, Pool("silent", watching=GUARD), {"guard_deadline": 1}, {"guard_deadline": 1}),
     Fate(
         found_by_statement,
         Pool("statement"),

@@ -17,6 +17,7 @@ QUEUE = PoolSettings(size=5, limit=15, recycle=inf, timeout=30.0, pre_ping=False
 FACTS = Facts(
     settings=QUEUE,
     guard=False,
+    sees_death=True,
     pings=True,
     asked=True,
     served=True,
@@ -74,7 +75,10 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
             {"recycle": 0, **NULL},
         ],
     ),
-    "guard_and_pre_ping": ([{"guard": True, "pre_ping": True}], [{"guard": True}, {"pre_ping": True}]),
+    "guard_and_pre_ping": (
+        [{"guard": True, "pre_ping": True}],
+        [{"guard": True}, {"pre_ping": True}, {"guard": True, "pre_ping": True, "sees_death": False}],
+    ),
     "pre_ping_broken": ([{"pre_ping": True, "pings": False}], [{"pre_ping": True}, {"pings": False}]),
     "lifo_tail": (
         [{"lifo": True, "idle_limit": LIMIT}, {"lifo": True, "idle_limit": LIMIT, "recycle": LIMIT, "size": 2}],
@@ -108,6 +112,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
             {"idle_limit": None},
             {"idle_limit": None, "pre_ping": True, "pings": False},
             {"idle_limit": None, "recycle": 60},
+            {"idle_limit": None, "guard": True, "sees_death": False},
             {"idle_limit": None, **ONE},
         ],
         [

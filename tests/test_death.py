@@ -44,6 +44,7 @@ async def test_killed(make_pool: Callable[..., WatchedPool], server: TlsServer) 
     assert {"idle": 2} == pool.states()
     server.kill(victim)
     await find(pool, idle=1, dead=1)
+    assert pool.adapter.sees_death
 
 
 @on_each(VARIANTS)

@@ -38,7 +38,9 @@ import sys
 from poolwatch.demo import __main__ as demo, traffic
 demo.WAIT_TIMEOUT = 2
 demo._LINE_SECONDS = 0.1
-traffic._LULLS = ((3.0, 3.0),)
+traffic._LULLS = ((2.5, 2.5),)
+# No longer than the server waits.
+traffic._HOLD = (0.2, 0.8)
 sys.exit(demo._start())
 """
 
@@ -126,7 +128,7 @@ def test_it_shows_a_watched_application_until_ctrl_c_is_pressed_twice(scratch: P
     with Run(tmp_path / "output") as run:
         url = run.await_match(r"^ +metrics +(http://127\.0\.0\.1:\d+/metrics)$")[1]
         prometheus = run.await_match(r"^ +Prometheus +(http://127\.0\.0\.1:\d+) ")[1]
-        run.await_match(r"^\d\d:\d\d:\d\d .* of 20 s ")
+        run.await_match(r"^\d\d:\d\d:\d\d .* \d+/20s ")
         families = {family.name for family in text_string_to_metric_families(status.scrape(url))}
         wanted = {metric.name.removesuffix("_total") for metric in CATALOG if not metric.optional}
         # Nobody has met a dead connection yet.
@@ -173,17 +175,25 @@ def test_a_reader_that_goes_away_ends_it(scratch: Path) -> None:
 
 
 def test_the_story_is_told(scratch: Path, tmp_path: Path) -> None:
-    """Connections near their limit, die, fail a user and are replaced, and the terminal shows nothing but lines."""
+    """After a lull a user of the bare pool gets an error, none of the guarded one's, and nothing but lines is shown."""
     with Run(tmp_path / "output", "-c", _QUICK) as run:
-        run.await_match(
-            r"of 2 s +\d+ +[1-9][\s\S]*?quiet +\d+s +0 +0 +0 +[1-9]"
-            r"[\s\S]*?requests [^\n]* [1-9]\d*  [^\n]*disconnect$"
-        )
+        # Dead on both sides, and what came of it.
+        dead = r"quiet +\d+s \| +0 +0 +[1-9] +- .*\| +0 +0 +[1-9] +- "
+        run.await_match(dead + r"[\s\S]*? bare: [1-9]\d* users? got: 2013 Lost connection to MySQL server during query")
+        run.await_match(dead + r"[\s\S]*? guarded: replaced before a user met them, .* [1-9]\d* guard_dead")
         run.process.send_signal(signal.SIGTERM)
         assert run.process.wait(_SECONDS) == 0
-        header, *lines = run.text().partition("     connections  ")[2].splitlines()[1:-2]
-        assert all(re.match(r"\d\d:\d\d:\d\d |    time users|      +connections  ", each) for each in lines), lines
-        assert header == status.HEADER.splitlines()[1]
+        header, *lines, bare, guarded, _, _ = run.text()[run.text().index(status.HEADER) :].splitlines()[2:]
+        assert header == status.HEADER.splitlines()[-1]
+        known = r"\d\d:\d\d:\d\d |    time users| +\| BARE -| +\|   connections| +bare: | +guarded: "
+        assert [each for each in lines if not re.match(known, each)] == []
+        # In the end.
+        pattern = r"  (\w+) +(\d+) requests: (\d+) lost .*; \d+ connections replaced(?:, (\d+) by the guard)?"
+        figures = [re.fullmatch(pattern, each) for each in (bare, guarded)]
+        (name, requests, lost, by_guard), other = [each.groups() for each in figures if each]
+        assert (name, int(lost) > 0, by_guard) == ("bare", True, None)
+        assert other[:3] == ("guarded", requests, "0")
+        assert int(other[3]) > 0
     assert leftovers(scratch) == []
 
 
@@ -195,7 +205,7 @@ def test_a_database_of_yours(mariadb: MariaDB, scratch: Path, tmp_path: Path) ->
     with Run(tmp_path / "output", "-m", "poolwatch.demo", *arguments) as run:
         run.await_match(rf"^ +metrics +http://127\.0\.0\.1:{port}/metrics$")
         run.await_match("^ +Prometheus +none of its own: ")
-        run.await_match(r"^\d\d:\d\d:\d\d .* of 28800 s ")
+        run.await_match(r"^\d\d:\d\d:\d\d .* 8\.0/8h ")
         # Reached only by who listens everywhere.
         assert f'server="127.0.0.1:{mariadb.port}"' in status.scrape(f"http://127.0.0.2:{port}/metrics")
         assert set(mariadb.connections()) - before
@@ -257,7 +267,7 @@ def test_an_application_that_does_not_start(
 ) -> None:
     """The message names the application and its error, and the database that was up already goes."""
 
-    def broken(_engine: object) -> None:
+    def broken(_engines: object) -> None:
         msg = "as the test wants it"
         raise OSError(msg)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from poolwatch import drivers
@@ -240,3 +240,9 @@ def test_unknown_drivers_cannot_tell() -> None:
             assert None is ask(object())
         assert None is adapter.fileno(object())
         assert 3 == adapter.fileno(SimpleNamespace(fileno=lambda: 3))
+
+
+@pytest.mark.parametrize("name", ["mysql+mysqldb", "mysql+mariadbconnector", "postgresql+psycopg2", "sqlite"])
+def test_what_other_drivers_see(name: str) -> None:
+    """Of drivers without an adapter nothing is known, and nobody is told that their dead connections are seen."""
+    assert not drivers.driver_of(make_url(f"{name}://").get_dialect()()).sees_death

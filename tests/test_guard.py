@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,6 +165,54 @@ def test_listeners_that_raise() -> None:
     use(engine)
     assert_books(watched.snapshot())
     assert 1 == sum(moved(watched.snapshot().connections).values())
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or whatever else ends a thread while we look, does not cost the pool a place."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0)
+    watched = watch(engine, guard=True, registry=CollectorRegistry())
+    use(engine)
+    monkeypatch.setattr(drivers.Driver, "is_dead", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        use(engine)
+    monkeypatch.undo()
+    use(engine)
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert (1, 2) == (snapshot.connects_total, snapshot.checkouts_total)
+
+
+def test_a_clock_that_is_set_back_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that takes the place of one is not replaced too because it seems to be older than the verdict."""
+    engine, watched = guarded()
+    use(engine)
+    quiet(watched, LIMIT)
+    now = time.time()
+    event.listen(engine, "close", lambda *_: monkeypatch.setattr("time.time", lambda: now - 5))
+    for slot in watched._ledger.slots.values():
+        record: Any = slot.record()
+        record.starttime -= 60
+    for _ in range(2):
+        use(engine)
+    assert {"guard_deadline": 1} == moved(watched.snapshot().closes_total)
+
+
+def test_no_limit() -> None:
+    """A server that says it has none is believed."""
+    engine, watched = guarded()
+    watched.adjust({"inactivity_limit": None})
+    use(engine)
+    (slot,) = watched._ledger.slots.values()
+    slot.limits = {"idle_session_timeout": inf}
+    quiet(watched, 1e9)
+    use(engine)
+    assert slot.patience is not None
+    assert inf == slot.patience.outside == slot.patience.inside
+    assert {} == moved(watched.snapshot().closes_total)
 
 
 class Stubborn(QueuePool):

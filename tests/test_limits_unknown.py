@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from databases import frozen
 from poolwatch import server as poolwatch_server
@@ -210,3 +212,8 @@ async def test_lost_again(make_client: MakeClient, server: TlsServer, monkeypatc
             await client.call(connection.invalidate)
         await client.check_unknown()
         await client.close()
+
+
+def test_what_stands_in_for_a_driver() -> None:
+    """In somebody's tests a connection may be anything: nobody is asked, and nothing is counted as our error."""
+    assert None is poolwatch_server.deadline_for(make_url("mysql+pymysql://").get_dialect()(), Mock(), 1.0)

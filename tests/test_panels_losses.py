@@ -111,6 +111,7 @@ def test_why_connections_were_lost(stage: Stage, cause: str) -> None:
 
 BLIND = Pool("blind", options=PING)
 RETURNED = Pool("returned")
+GUARDED = Pool("guarded", watching={"guard": True})
 
 
 @shows(
@@ -122,7 +123,7 @@ RETURNED = Pool("returned")
     "Fail for want of a connection A",
 )
 def test_who_met_a_loss(stage: Stage) -> None:
-    """Protects the difference to users: a ping that fails in vain is theirs, a loss after the work is nobody's."""
+    """Protects the difference to users: a vain ping is theirs; what the guard finds, or dies after work, nobody's."""
 
     async def recognise_nothing(engine: AsyncEngine) -> None:
         vars(engine.sync_engine.dialect)["is_disconnect"] = lambda *_: False
@@ -135,17 +136,20 @@ def test_who_met_a_loss(stage: Stage) -> None:
     connections = stage.take(RETURNED)
     stage.mariadb.kill(first)
     stage.give_back(connections)
+    kill_one_of_two(stage, GUARDED)
+    stage.use(GUARDED)
     stage.scraped()
     assert {"killed ping_failed blind": 1} == stage.raw("disconnects_total", BLIND)
     assert {"killed return returned": 1} == stage.raw("disconnects_total", RETURNED)
-    assert {"killed blind"} == stage.raised(f"{USERS} B", BLIND, RETURNED)
-    assert {"killed returned"} == stage.raised(f"{TIME} A", BLIND, RETURNED)
-    assert set() == stage.raised(f"{USERS} A", BLIND, RETURNED)
+    assert {"killed guard guarded": 1} == stage.raw("disconnects_total", GUARDED)
+    assert {"killed blind"} == stage.raised(f"{USERS} B", BLIND, RETURNED, GUARDED)
+    assert {"killed returned", "killed guarded"} == stage.raised(f"{TIME} A", BLIND, RETURNED, GUARDED)
+    assert set() == stage.raised(f"{USERS} A", BLIND, RETURNED, GUARDED)
     assert {"": pytest.approx(1, rel=0.3)} == stage.ask("Losses users met A", BLIND, RETURNED)
-    assert {"": 0} == stage.ask("Losses users met A", RETURNED)
+    assert {"": 0} == stage.ask("Losses users met A", RETURNED, GUARDED)
     assert {"blind"} == stage.raised("Failed or queueing checkouts B", BLIND, RETURNED)
     # Two got a connection, the third a ping's error; who gives back a lost one has got what he wanted.
-    for share, pool in ((1 / 3, BLIND), (0, RETURNED)):
+    for share, pool in ((1 / 3, BLIND), (0, RETURNED), (0, GUARDED)):
         assert {"": pytest.approx(share)} == stage.ask("Fail for want of a connection A", pool)
 
 

@@ -21,11 +21,13 @@ README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encodi
 @pytest.mark.anyio
 async def test_examples(mariadb: MariaDB, capsys: pytest.CaptureFixture[str]) -> None:
     """The examples do what the text around them says, on a real database, as they stand."""
-    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, guard, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {}
     exec(first.replace("mysql+aiomysql://app:app@127.0.0.1/app", mariadb.url()), names)  # noqa: S102
     async with httpx.AsyncClient(transport=httpx.ASGITransport(names["app"]), base_url="http://test") as http:
         assert 'sqlalchemy_pool_connections{pool="app",state="idle"} 0.0' in (await http.get("/metrics")).text
+        exec(guard, names)  # noqa: S102
+        assert re.search(r'sqlalchemy_pool_info{.*guard="true"', (await http.get("/metrics")).text)
     for each in watches(REGISTRY):
         each.close()
     exec(second, names)  # noqa: S102

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from generator.options import DEFAULT, Options
 from poolwatch.catalog import BY_FIELD, PREFIX
 
-# Idle only. A held connection is cut as well, but neither pre-ping nor recycling can help it, and
+# Idle only. A held connection is cut as well, but nothing that acts at checkout can help it, and
 # one that is busy with a long statement looks just as silent although it is not.
 AT_RISK = 'state="idle", risk=~"imminent|expired"'
 HELD_AT_RISK = 'state="checked_out", risk=~"imminent|expired"'

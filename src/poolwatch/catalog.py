@@ -209,7 +209,7 @@ CATALOG: tuple[Metric, ...] = (
         " driver and event loop), lifo_tail (pool_use_lifo leaves idle connections to their limit), unlimited_overflow"
         " (a queue without a limit), process_over_server (the pool's limit is above the server's max_connections),"
         " fleet_over_server (WEB_CONCURRENCY times that limit is), limit_unknown (neither the server nor the operator"
-        " told the inactivity limit, and no ping makes up for it), hidden_limit (something in between drops connections"
+        " told the inactivity limit, and nothing makes up for it), hidden_limit (something in between drops connections"
         " before any known limit), pool_cannot_queue (a pool class for tests, or a negative pool_timeout, before a"
         " server).",
         (Label("check", CHECKS),),

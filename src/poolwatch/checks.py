@@ -34,6 +34,7 @@ class Facts:
     Attributes:
         settings: How it was set up.
         guard: A guard replaces doomed connections at checkout.
+        sees_death: The driver can tell that an idle connection has ended.
         pings: Pre-ping notices a dead connection, as far as the event loops of open connections tell.
         asked: An open connection was handed out, and its session asked for limits if that was wanted and can be done.
         served: There is a server, and not a file in this process.
@@ -46,6 +47,7 @@ class Facts:
 
     settings: PoolSettings
     guard: bool
+    sees_death: bool
     pings: bool
     asked: bool
     served: bool
@@ -106,8 +108,11 @@ def recycle_churn(facts: Facts) -> bool:
 
 
 def guard_and_pre_ping(facts: Facts) -> bool:
-    """pool_pre_ping is on beside the guard, which has replaced every connection that a ping could find dead."""
-    return facts.guard and facts.settings.pre_ping
+    """pool_pre_ping is on beside the guard, which has replaced those that have ended before a ping is sent.
+
+    Where the driver cannot tell which have, the ping is not for nothing.
+    """
+    return facts.guard and facts.sees_death and facts.settings.pre_ping
 
 
 def pre_ping_broken(facts: Facts) -> bool:
@@ -143,13 +148,13 @@ def fleet_over_server(facts: Facts) -> bool:
 def limit_unknown(facts: Facts) -> bool:
     """Neither the server nor ``inactivity_limit=`` has told the limit, and nothing acts whatever it is.
 
-    So it is with ``server_limits=False`` alone too: then nobody asks and nobody tells. With a guard or a working
-    pre-ping no limit is needed, and a pool of size 0, NullPool, has no idle connection.
+    So it is with ``server_limits=False`` alone too: then nobody asks and nobody tells. With a working pre-ping no limit
+    is needed, nor with a guard that sees what has ended; and a pool of size 0, NullPool, has no idle connection.
     """
     settings = facts.settings
     pinged = settings.pre_ping and facts.pings
     asked = facts.asked and facts.served and settings.size > 0
-    return asked and facts.idle_limit is None and not (facts.guard or pinged)
+    return asked and facts.idle_limit is None and not ((facts.guard and facts.sees_death) or pinged)
 
 
 def hidden_limit(facts: Facts) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.pool import Pool
 
@@ -17,27 +17,30 @@ if TYPE_CHECKING:
 _STOPPED = "poolwatch_stopped"
 
 
-def extend(pool: Pool, name: str, make: Callable[[type[Pool]], Callable[..., object]], stopped: list[bool]) -> None:
-    """Give *pool* a subclass of its class with one method of its own.
+def extend(
+    pool: Pool, methods: Mapping[str, Callable[[type[Pool]], Callable[..., object]]], stopped: list[bool]
+) -> None:
+    """Give *pool* a subclass of its class with methods of its own.
 
     Args:
         pool: Which.
-        name: The method's.
-        make: Returns it, for the class that it is to call.
-        stopped: Not empty once the method does nothing of its own any more.
+        methods: What returns each of them, by its name, for the class that it is to call.
+        stopped: Not empty once they do nothing of their own any more.
 
     Raises:
         TypeError: Python does not allow it, or it would have no effect.
     """
-    if name in vars(pool):
-        # A wrapper on the instance hides the method of any class, and calls the one it found.
-        msg = f"{name} was replaced on the instance"
-        raise TypeError(msg)
     base = type(pool)
-    if not hasattr(base, name):
-        msg = f"it has no {name}"
-        raise TypeError(msg)
-    extended = type(base.__name__, (base,), {name: make(base), _STOPPED: stopped})
+    for name in methods:
+        if name in vars(pool):
+            # A wrapper on the instance hides the method of any class, and calls the one it found.
+            msg = f"{name} was replaced on the instance"
+            raise TypeError(msg)
+        if not hasattr(base, name):
+            msg = f"it has no {name}"
+            raise TypeError(msg)
+    made = {name: make(base) for name, make in methods.items()}
+    extended = type(base.__name__, (base,), {**made, _STOPPED: stopped})
     # Loggers are named after the class.
     extended.__module__, extended.__qualname__ = base.__module__, base.__qualname__
     pool.__class__ = extended

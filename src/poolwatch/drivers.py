@@ -29,10 +29,12 @@ class Driver:
     """A driver we know nothing of: it cannot tell.
 
     Attributes:
+        sees_death: It can tell that a connection has ended while nobody uses it.
         always_sends: COMMIT and ROLLBACK are sent outside a transaction too; false if that is not known.
         says_why: The server has a last word for every connection it closes, and the driver's error passes it on.
     """
 
+    sees_death = False
     always_sends = False
     says_why = False
 
@@ -93,6 +95,8 @@ class _MySQL(_OtherMySQL):
 
 class _Aiomysql(_MySQL):
     """aiomysql 0.2.0 to 0.3.2: two asyncio streams; ``_buffer`` is asyncio's name for what nobody has read."""
+
+    sees_death = True
 
     def is_lost(self, connection: Any) -> bool | None:
         reader, writer = connection._reader, connection._writer  # noqa: SLF001
@@ -168,6 +172,8 @@ class _Asyncmy(_Aiomysql):
 class _PyMySQL(_MySQL):
     """PyMySQL 1.1.1 to 1.2.4: a socket that nobody reads while the connection is idle."""
 
+    sees_death = sockets.TELLS
+
     def is_lost(self, connection: Any) -> bool | None:
         own = connection._sock  # noqa: SLF001
         return True if own is None else sockets.has_ended(own.fileno())
@@ -185,6 +191,8 @@ class _PyMySQL(_MySQL):
 
 class _Asyncpg(Driver):
     """asyncpg 0.29 to 0.32: it closes itself when the transport ends, and drops the server's last word."""
+
+    sees_death = True
 
     def is_lost(self, connection: Any) -> bool | None:
         return connection.is_closed() or _ended(connection._transport)  # noqa: SLF001
@@ -204,6 +212,7 @@ class _Asyncpg(Driver):
 class _Psycopg(Driver):
     """psycopg 3: a socket of libpq's, read during a statement alone; everything here is public."""
 
+    sees_death = sockets.TELLS
     says_why = True
 
     def is_lost(self, connection: Any) -> bool | None:

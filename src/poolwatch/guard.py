@@ -44,9 +44,12 @@ class Guard:
 
     def __init__(self, ledger: Ledger, dialect: Dialect, losses: Losses, *, resets: bool) -> None:
         self._ledger = ledger
+        self._dialect = dialect
         self._driver = driver_of(dialect)
         self._losses = losses
         self._resets = resets
+        # By their numbers, connections that the checkout under way closes.
+        self._condemned: set[int] = set()
         self.configured: Mapping[str, float] = {}
         self.installed: bool | None = None
 
@@ -56,10 +59,10 @@ class Guard:
         *stopped* has an entry once the books are closed, and nothing is known of any record any more.
         """
         self.installed = False
-        classes.extend(pool, privates.TAKE, self._method, stopped)
+        classes.extend(pool, {privates.TAKE: self._taking, privates.CLOSE: self._closing}, stopped)
         self.installed = True
 
-    def _method(self, base: type[Pool]) -> Callable[[Pool], ConnectionPoolEntry]:
+    def _taking(self, base: type[Pool]) -> Callable[[Pool], ConnectionPoolEntry]:
         original: Callable[[Pool], ConnectionPoolEntry] = getattr(base, privates.TAKE)
         key, look, trouble = self._ledger.key, self._look, self._ledger.trouble
 
@@ -72,9 +75,28 @@ class Guard:
                     look(slot, record)
             except Exception as error:  # noqa: BLE001
                 trouble(describe("guard", error))
+            except BaseException:
+                # Nobody has the record yet, and nobody else would give it back.
+                privates.put_back(self_, record)
+                raise
             return record
 
         return take
+
+    def _closing(self, base: type[Pool]) -> Callable[..., None]:
+        original: Callable[..., None] = getattr(base, privates.CLOSE)
+
+        def close(self_: Pool, dbapi: Any, **how: Any) -> None:
+            try:
+                # After the listeners to that, which may have a last use for one that lives.
+                if id(dbapi) in self._condemned:
+                    self._condemned.discard(id(dbapi))
+                    self._driver.part(self._dialect.get_driver_connection(dbapi))
+            except Exception as error:  # noqa: BLE001
+                self._ledger.trouble(describe("guard", error))
+            original(self_, dbapi, **how)
+
+        return close
 
     def _look(self, slot: Slot, record: ConnectionPoolEntry) -> None:
         connection = record.driver_connection
@@ -86,30 +108,31 @@ class Guard:
             return
         # Else the checkout replaces it anyway, and books why.
         if privates.retirement(record) is None:
-            if dead:
-                self._losses.found(slot, "guard", connection, silence=slot.inactivity(self._ledger.clock()))
             slot.fate = ("guard_dead" if dead else "guard_deadline", slot.proxy)
             privates.condemn(record)
-        self._driver.part(connection)
+            if dead:
+                self._losses.found(slot, "guard", connection, silence=slot.inactivity(self._ledger.clock()))
+        self._condemned.add(id(record.dbapi_connection))
 
     def _is_due(self, slot: Slot, connection: Any) -> bool:
         silence = slot.inactivity(self._ledger.clock())
         if silence is None:
             # Opened before we listened, and not used since: it may have been silent all its life.
             silence = self._ledger.wall() - slot.opened_at
-        return silence >= self._patience(slot, connection)
+        patience = slot.patience
+        if patience is None or patience.limits is not slot.limits or patience.configured is not self.configured:
+            slot.patience = patience = _patience(slot.limits, self.configured)
+        if self._resets or silence < min(patience.inside, patience.outside):
+            return silence >= patience.outside
+        told = self._driver.in_transaction(connection)
+        return silence >= (patience.inside if (slot.began if told is None else told) else patience.outside)
 
-    def _patience(self, slot: Slot, connection: Any) -> float:
-        """Return the seconds of inactivity after which *slot*'s connection is replaced; ``inf`` for never."""
-        limits, configured = slot.limits, self.configured
-        known = slot.patience
-        if known is not None and known.limits is limits and known.configured is configured:
-            return known.seconds
-        told = None if self._resets else self._driver.in_transaction(connection)
-        in_transaction = not self._resets and (slot.began if told is None else told)
-        limit = limit_of({**limits, **configured}, in_transaction=in_transaction)
+
+def _patience(limits: Mapping[str, float], configured: Mapping[str, float]) -> Patience:
+    known = {**limits, **configured}
+    outside, inside = (
         # No more than half of it, or one of a second would have every checkout connect anew.
-        seconds = inf if limit is None else limit - min(margin(limit), limit / 2)
-        if self._resets:
-            slot.patience = Patience(limits, configured, seconds)
-        return seconds
+        inf if limit in {None, inf} else limit - min(margin(limit), limit / 2)
+        for limit in (limit_of(known, in_transaction=False), limit_of(known, in_transaction=True))
+    )
+    return Patience(limits, configured, outside, inside)

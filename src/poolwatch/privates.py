@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from math import inf
+from math import inf, nextafter
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +128,14 @@ def retirement(record: ConnectionPoolEntry) -> str | None:
     return None
 
 
-# The method by which a pool, of any class, takes out a record for a checkout, or makes one.
-TAKE = "_do_get"
+# The methods by which a pool, of any class, takes out a record for a checkout, or makes one, and closes a connection
+# when all listeners to that have been called.
+TAKE, CLOSE = "_do_get", "_close_connection"
+
+
+def put_back(pool: Pool, record: ConnectionPoolEntry) -> None:
+    """Give *pool* a *record* back that was taken out and that nobody has seen, without an event."""
+    pool._return_conn(record)  # noqa: SLF001
 
 
 def condemn(record: ConnectionPoolEntry) -> None:
@@ -138,9 +144,10 @@ def condemn(record: ConnectionPoolEntry) -> None:
     Like ``record.invalidate(soft=True)``, but for the event: a listener that raised would lose the pool's place.
     """
     record_: Any = record
-    record_._soft_invalidate_time = now = time.time()  # noqa: SLF001
     # The wall clock may have been set back since it was established, or not have moved.
-    record_.starttime = min(record_.starttime, now - 1)
+    record_.starttime = min(record_.starttime, time.time() - 1)
+    # Hardly later, or a clock that is set back now would have the next connection replaced too.
+    record_._soft_invalidate_time = nextafter(record_.starttime, inf)  # noqa: SLF001
 
 
 def is_fresh(record: ConnectionPoolEntry) -> bool:

@@ -175,6 +175,7 @@ class PoolReader:
             checks.Facts(
                 settings=settings,
                 guard=self._guard,
+                sees_death=self._driver.sees_death,
                 pings=all(slot.pings for slot, _ in live),
                 asked=any(slot.asked for slot, _ in live),
                 served=server.is_served(engine.dialect, engine.url),

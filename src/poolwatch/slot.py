@@ -31,12 +31,14 @@ class Patience(NamedTuple):
     Attributes:
         limits: The slot's limits of then.
         configured: The operator's own of then.
-        seconds: How long; ``inf`` for ever.
+        outside: Seconds of it while no transaction is open; ``inf`` for ever.
+        inside: Seconds while one is.
     """
 
     limits: Mapping[str, float]
     configured: Mapping[str, float]
-    seconds: float
+    outside: float
+    inside: float
 
 
 class Slot:

@@ -8,6 +8,7 @@ import socket
 
 # The peer has closed its half: poll(2), of Linux alone. Elsewhere a socket that no event loop reads cannot tell.
 _CLOSED = getattr(select, "POLLRDHUP", 0)
+TELLS = bool(_CLOSED)
 
 
 def has_ended(fileno: int) -> bool | None:
@@ -45,4 +46,5 @@ def _poll(fileno: int, events: int) -> int:
         return select.POLLNVAL
     poll = select.poll()
     poll.register(fileno, events)
-    return sum(happened for _, happened in poll.poll(0))
+    happened = poll.poll(0)
+    return happened[0][1] if happened else 0

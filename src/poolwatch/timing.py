@@ -45,7 +45,7 @@ class TimedPool:
 
     def install(self, pool: Pool) -> None:
         """Give *pool* a subclass of its class; raises TypeError where that cannot be done."""
-        classes.extend(pool, "connect", lambda base: self._method(base, pool), self.stopped)
+        classes.extend(pool, {"connect": lambda base: self._method(base, pool)}, self.stopped)
         self.installed = True
 
     def stop(self) -> bool:

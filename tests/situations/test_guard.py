@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ import pytest
 from sqlalchemy import event, exc
 from sqlalchemy.util import greenlet_spawn
 
+from poolwatch.demo.servers import poll
 from stage import Interruptible, ending
-from support import moved, quiet, use
+from support import moved, quiet, until, use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,8 +279,9 @@ async def test_nothing_left_to_wait_for(stage: Stage, *, dies: bool) -> None:
         ended.append(_has_ended(record.driver_connection))
 
     if dies:
-        # Not seen by the event loop yet.
         stage.server.kill(number)
+        # The kernel knows, and the event loop, which stands still, does not.
+        assert poll(lambda: watched.snapshot().connections["dead"] == 1)
     else:
         quiet(watched, LIMIT)
     await use(engine)
@@ -306,6 +309,44 @@ async def test_a_polite_end(stage: Stage) -> None:
     await use(engine)
     await stage.check(DUE, DUE, idle=1)
     assert before == aborted()
+
+
+@pytest.mark.only("asyncpg")
+async def test_a_path_that_is_silent(stage: Stage) -> None:
+    """A server that does not answer any more is not waited for, in order to say goodbye, before another is dialled."""
+    engine, watched = guarded(stage, LIMIT)
+    await use(engine)
+    quiet(watched, LIMIT)
+    dialled: list[float] = []
+    event.listen(engine.sync_engine, "do_connect", lambda *_: dialled.append(time.monotonic()))
+    stage.freeze()
+    caller = Interruptible("cancel", use(engine))
+    began = time.monotonic()
+    await until(lambda: bool(dialled), "another attempt to connect")
+    stage.thaw()
+    assert "" == await caller.ended()
+    assert dialled[0] - began < 1
+    await stage.check(DUE, DUE, idle=1)
+
+
+async def test_a_last_use(stage: Stage) -> None:
+    """A connection that lives still works when listeners to its close are called."""
+    engine, watched = guarded(stage, LIMIT, pool_size=1, max_overflow=0)
+    await use(engine)
+    quiet(watched, LIMIT)
+    said: list[object] = []
+
+    def ask(dbapi: Any, _record: Any) -> None:
+        cursor = dbapi.cursor()
+        cursor.execute("SELECT 1")
+        said.append(cursor.fetchone()[0])
+        cursor.close()
+
+    event.listen(engine.sync_engine, "close", ask)
+    await use(engine)
+    event.remove(engine.sync_engine, "close", ask)
+    assert [1] == said
+    await stage.check(DUE, DUE, idle=1)
 
 
 async def test_closed(stage: Stage) -> None:

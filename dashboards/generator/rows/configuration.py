@@ -93,8 +93,8 @@ def _problems(q: Promql) -> Panel:
         kind="table",
         title="Checks that fail",
         question=(
-            "What is set up in a way that will fail some day? Each check and the number of processes in which it"
-            " fails; the runbook says what to change."
+            "What is set up in a way that will fail some day, or costs for nothing? Each check and the number of"
+            " processes in which it fails; the runbook says what to change."
         ),
         unit="short",
         width=7,

@@ -48,7 +48,8 @@ def _reconnects(q: Promql) -> Panel:
         title="Reconnects, by reason",
         question=(
             "Why are connections opened again? Bars: opened in place of one that was lost or"
-            " retired. Dashed: all that were opened, first ones and overflow included."
+            " retired; guard_dead and guard_deadline: the guard found it closed, or about to reach its"
+            " limit. Dashed: all that were opened, first ones and overflow included."
         ),
         unit=A_MINUTE,
         width=5,
@@ -67,8 +68,9 @@ def _closes(q: Promql) -> Panel:
         title="Closes, by reason",
         question=(
             "Why are connections closed? disconnect: a statement found it lost, so a user saw"
-            " an error. pre_ping and guard: found in time. overflow: given back above"
-            " pool_size; many of them mean that pool_size is too small."
+            " an error. pre_ping and guard_dead: found lost in time. guard_deadline: about to reach"
+            " its limit. overflow: given back above pool_size; many of them mean that pool_size is"
+            " too small."
         ),
         unit=A_MINUTE,
         width=5,

@@ -61,8 +61,8 @@ def _limits(q: Promql) -> Panel:
             " worked, the shortest after which one was lost for no known reason, and the known"
             " limit. Hidden limit: fatal was longer than all that was survived and well below the"
             " known limit, so a load balancer, proxy or firewall in between may close connections"
-            " after that time; inactivity_limit tells the library of it. A longer silence that is"
-            " survived refutes it."
+            " after that time; inactivity_limit tells the library of it, and with guard=True they are"
+            " replaced before. A longer silence that is survived refutes it."
         ),
         # Not "6.58 mins": limits are known, and set, in seconds.
         unit="suffix:s",
@@ -127,7 +127,7 @@ def _pings(q: Promql) -> Panel:
         question=(
             "What does pool_pre_ping cost? Bars: pings, one for each checkout of a connection"
             " that lay in the pool. Lines, on the right: how long one takes on average, which"
-            " every such caller waits."
+            " every such caller waits. The guard, watch(engine, guard=True), sends nothing."
         ),
         unit="suffix: /s",
         width=5,

@@ -67,7 +67,9 @@ def problems(options: Options) -> tuple[Alert, ...]:
             expr=f"max by ({options.by_pool}, check) ({failing}) > 0",
             lasting="30m",
             severity="info",
-            summary="The settings of pool {{ $labels.pool }} of {{ $labels.job }} will fail: {{ $labels.check }}.",
+            summary=(
+                "A check on the settings of pool {{ $labels.pool }} of {{ $labels.job }} fails: {{ $labels.check }}."
+            ),
             description=(
                 "Check {{ $labels.check }} fails for pool {{ $labels.pool }} of {{ $labels.job }}; the runbook says"
                 " what it means and what to change."

@@ -1,17 +1,20 @@
 """What to do about lost connections, by what the loss was: text for an alert, chosen by its labels."""
 
-IDLE_ONES = "pool_pre_ping spares users those that were idle."
+AT_CHECKOUT = "pool_pre_ping or watch(engine, guard=True), with aiomysql under uvloop only the latter,"
+IDLE_ONES = f"{AT_CHECKOUT} spares users those that were idle."
 HIDDEN = (
-    "Where the dashboard shows a hidden limit, tell watch() of it, as inactivity_limit, and set pool_recycle below it."
+    "Where the dashboard shows a hidden limit, tell watch() of it, as inactivity_limit, with guard=True or with"
+    " pool_recycle below it."
 )
 
 PING_FAILED = (
     "pool_pre_ping met them in vain: SQLAlchemy does not take its error for a lost connection, as with"
-    " aiomysql under uvloop. Set pool_recycle below the limit, or change the driver or the event loop."
+    " aiomysql under uvloop. Turn on watch(engine, guard=True) in its place, set pool_recycle below the limit, or"
+    " change the driver or the event loop."
 )
 BY_CAUSE = {
     "inactivity": (
-        "They had been silent for as long as their limit allows. Turn on pool_pre_ping, or set"
+        f"They had been silent for as long as their limit allows. Turn on {AT_CHECKOUT} or set"
         " pool_recycle below the limit; one that was held all the while has to be given back sooner."
     ),
     "killed": (
@@ -23,7 +26,7 @@ BY_CAUSE = {
     ),
     "network": (
         "They were reset or broken off: by a load balancer or firewall that forgets silent ones, a crash,"
-        f" or a bad line. {HIDDEN} {IDLE_ONES}"
+        f" or a bad line. {HIDDEN} Otherwise, {IDLE_ONES}"
     ),
 }
 UNKNOWN = f"The driver does not tell why; the server's log may. {HIDDEN} {IDLE_ONES}"

@@ -10,7 +10,7 @@ from generator.promql import (
     series,
 )
 from generator.rules.model import Alert
-from generator.rules.remedies import remedy
+from generator.rules.remedies import AT_CHECKOUT, remedy
 
 
 def alerts(options: Options) -> tuple[Alert, ...]:
@@ -43,7 +43,7 @@ def _near(options: Options) -> Alert:
             "In the last 15 minutes, up to {{ $value }} idle connection(s) of pool {{ $labels.pool"
             " }} of {{ $labels.job }} at once had less than 10% of their inactivity limit left, or"
             " were past it, and nothing replaces such a connection before a request gets it: once it"
-            " is closed, that request fails. Turn on pool_pre_ping, or set pool_recycle below the"
+            f" is closed, that request fails. Turn on {AT_CHECKOUT} or set pool_recycle below the"
             " limit."
         ),
     )
@@ -70,7 +70,7 @@ def _dead(options: Options) -> Alert:
             "{{ $value }} idle connection(s) of pool {{ $labels.pool }} of {{ $labels.job }} have been"
             " closed by the server or the network, and nothing replaces them before a request gets"
             " one. engine.dispose() in the process, or its restart, empties the pool now;"
-            " pool_pre_ping finds such connections in time from then on."
+            f" {AT_CHECKOUT} finds such connections in time from then on."
         ),
     )
 
@@ -134,6 +134,6 @@ def _hidden(options: Options) -> Alert:
             "Connections of pool {{ $labels.pool }} of {{ $labels.job }} that had been silent for {{ $value |"
             " humanizeDuration }} were lost although no limit that is known is as short, and none has survived"
             " longer: a load balancer, proxy or firewall in between may drop them. Tell watch() of it, as"
-            " inactivity_limit, and set pool_recycle below it."
+            " inactivity_limit, with guard=True or with pool_recycle below it."
         ),
     )

@@ -1,4 +1,4 @@
-"""``python -m poolwatch.demo``: a watched application, its database and its users, until Ctrl-C."""
+"""``python -m poolwatch.demo``: a bare and a guarded pool, their database and their users, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poolwatch.demo.servers import MariaDB, NotInstalledError, Prometheus, ServerError
-from poolwatch.demo.status import HEADER, Metrics, line, scrape
+from poolwatch.demo.status import HEADER, Metrics, line, news, scrape, standing, summary
 from poolwatch.demo.terminal import LogTail, Stop, complain, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from poolwatch.demo.app import Application
+    from poolwatch.demo.status import Standing
 
 WAIT_TIMEOUT = 20
 _SCRAPE_SECONDS = 5
@@ -58,8 +59,9 @@ def main(arguments: Sequence[str], stop: Stop, log: LogTail) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m poolwatch.demo",
-        description="Runs an application with a small connection pool on a MariaDB that closes idle connections after"
-        f" {WAIT_TIMEOUT} s, and prints what poolwatch's metrics say about it. Ctrl-C ends it and removes everything.",
+        description="Runs an application with two small connection pools, one of them guarded, on a MariaDB that closes"
+        f" idle connections after {WAIT_TIMEOUT} s, and prints what poolwatch's metrics say about them. Ctrl-C ends it"
+        " and removes everything.",
     )
     add = parser.add_argument
     add("--seconds", type=float, default=float("inf"), help="end by itself after so many seconds")
@@ -150,35 +152,56 @@ def _introduction(application: str, prometheus: Prometheus | None, *, own: bool)
   Grafana      Connections > Data sources > Prometheus: {source}, scrape interval {_SCRAPE_SECONDS}s
                Dashboards > New > Import > upload {file}; its data source is chosen at the top
 
-The server closes a connection that is silent {limit}. The pool (5, and 5 more at need) has neither
-pre-ping nor recycle, so after a long quiet spell the next user gets a dead connection, and an error. Below:
-  wait         callers inside pool.connect()
-  closes in    time until the server closes the first connection, unless it is used before
-  at risk      connections with little of that time left: soon, a quarter at the most; now, a tenth
-  user errors  requests answered with an error: the connection was dead, or none became free in time
+The server closes a connection that is silent {limit}. Two pools of one application get the same requests at
+the same moments; now and then their users are quiet for longer than that.
+  bare      watch(engine, name="bare"). After such a spell its next users get dead connections, and errors.
+  guarded   watch(engine, name="guarded", guard=True). A checkout looks at the connection first, sends nothing for
+            that, and replaces it if it is dead or nearly so: its users notice nothing.
+Below:
+  out idle dead  connections handed out; waiting in the pool; waiting there and closed by the server already
+  next closes    when the server closes the next one, unless it is used before: time left, of the time it allows
+  lost           users who got an error because their connection was dead: what the guard is about
+  busy           users for whom none became free in time, in a rush that is too much for either pool
+  replaced       connections opened in place of others, because of:
+                 disconnect        a user's error showed that it was lost
+                 pool_invalidated  it lay in the pool beside such a one
+                 guard_dead        the guard saw that the server had closed it
+                 guard_deadline    the guard saw that the server was about to
 
 Ctrl-C stops everything and leaves nothing behind.
 """
 
 
 def _report(application: Application, stop: Stop, end: float) -> None:
-    """Print a line every few seconds until *stop* is asked or the monotonic clock reads *end*."""
+    """Print a line every few seconds until *stop* is asked or the monotonic clock reads *end*, then what came of it."""
     number = 0
     following = time.monotonic()
+    before = _standings(application)
     while not stop.asked() and time.monotonic() < end:
-        application.check()
         if number % _LINES_PER_HEADER == 0:
             say(HEADER, stop)
         number += 1
-        try:
-            metrics = Metrics(scrape(f"{application.url}/metrics"))
-        except OSError as error:
-            msg = f"{application.url}/metrics did not answer: {error}"
-            raise ServerError(msg) from error
-        traffic = application.traffic
-        say(line(metrics, now=time.time(), traffic=traffic.doing(), errors=traffic.errors), stop)
+        after = _standings(application)
+        say(line(after.values(), now=time.time(), traffic=application.traffic.doing()), stop)
+        for name, pool in after.items():
+            for each in news(name, before[name], pool):
+                say(each, stop)
+        before = after
         following += _LINE_SECONDS
         stop.wait(min(following, end) - time.monotonic())
+    for name, pool in _standings(application).items():
+        say(summary(name, pool), stop)
+
+
+def _standings(application: Application) -> dict[str, Standing]:
+    """Return how each pool stands now; raises ServerError if the application is no longer running."""
+    application.check()
+    try:
+        metrics, now = Metrics(scrape(f"{application.url}/metrics")), time.time()
+    except OSError as error:
+        msg = f"{application.url}/metrics did not answer: {error}"
+        raise ServerError(msg) from error
+    return {name: standing(metrics, name, users, now=now) for name, users in application.traffic.tallies.items()}
 
 
 def _start() -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 import threading
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from textwrap import shorten
 from typing import TYPE_CHECKING, Self
 
 import uvicorn
@@ -20,18 +20,19 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from poolwatch import PoolWatchMiddleware
+from poolwatch import PoolWatchMiddleware, watch
 from poolwatch.demo.servers import ServerError
-from poolwatch.demo.traffic import Traffic
+from poolwatch.demo.traffic import POOLS, Traffic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from starlette.requests import Request
 
 _ASK_SECONDS = 10.0
 _STOP_SECONDS = 20.0
 _SEED = 20
+_MOST_OF_AN_ERROR = 60
 
 
 async def ask(url: str) -> None:
@@ -41,46 +42,61 @@ async def ask(url: str) -> None:
         await connection.execute(text("SELECT 1"))
 
 
-def make_engine(url: str) -> AsyncEngine:
-    """Return an engine with a small pool that nothing protects from the server's wait_timeout."""
-    return create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=1.5)
+def make_engines(url: str) -> dict[str, AsyncEngine]:
+    """Return an engine for each of :data:`POOLS`: a small pool whose settings do nothing about wait_timeout."""
+    return {name: create_async_engine(url, pool_size=5, max_overflow=5, pool_timeout=1.5) for name in POOLS}
 
 
-def make_app(engine: AsyncEngine) -> Starlette:
-    """Return the application; its lifespan ends with the disposal of *engine*."""
-    dice = random.Random(_SEED)  # noqa: S311
+def make_app(engines: Mapping[str, AsyncEngine]) -> Starlette:
+    """Return the application, which does the same with each of *engines*; its lifespan ends with their disposal."""
 
+    async def failed(_request: Request, error: Exception) -> PlainTextResponse:
+        if not (isinstance(error, DBAPIError) and error.connection_invalidated):
+            # That text may name a host or a user.
+            return PlainTextResponse("no connection, or a statement that failed", status_code=502)
+        return PlainTextResponse(_shown(error.orig), status_code=500)
+
+    async def busy(_request: Request, _error: Exception) -> PlainTextResponse:
+        return PlainTextResponse("No database connection was free in time.", status_code=503)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        # Here is the only difference between the two.
+        with watch(engines["bare"], name="bare"), watch(engines["guarded"], name="guarded", guard=True):
+            yield
+            for engine in engines.values():
+                await engine.dispose()
+
+    app = Starlette(
+        routes=[route for name, engine in engines.items() for route in _routes(name, engine)],
+        # Raised further, uvicorn would log a traceback for each.
+        exception_handlers={DBAPIError: failed, PoolTimeoutError: busy},
+        lifespan=lifespan,
+    )
+    app.add_middleware(PoolWatchMiddleware)
+    return app
+
+
+def _routes(name: str, engine: AsyncEngine) -> list[Route]:
     async def item(request: Request) -> PlainTextResponse:
         async with engine.connect() as connection:
             answer = await connection.scalar(text("SELECT :id * 2"), {"id": int(request.path_params["id"])})
         return PlainTextResponse(f"{answer}\n")
 
-    async def report(_request: Request) -> PlainTextResponse:
+    async def report(request: Request) -> PlainTextResponse:
         """Hold a connection while something else is waited for, as handlers that call other services do."""
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-            await asyncio.sleep(dice.uniform(1.0, 2.0))
+            await asyncio.sleep(request.path_params["seconds"])
         return PlainTextResponse("done\n")
 
-    async def lost(_request: Request, _error: Exception) -> PlainTextResponse:
-        return PlainTextResponse("The database did not answer.\n", status_code=500)
+    return [Route(f"/{name}/items/{{id:int}}", item), Route(f"/{name}/report/{{seconds:float}}", report)]
 
-    async def busy(_request: Request, _error: Exception) -> PlainTextResponse:
-        return PlainTextResponse("No database connection was free in time.\n", status_code=503)
 
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
-        await engine.dispose()
-
-    app = Starlette(
-        routes=[Route("/items/{id:int}", item), Route("/report", report)],
-        # Raised further, uvicorn would log a traceback for each.
-        exception_handlers={DBAPIError: lost, PoolTimeoutError: busy},
-        lifespan=lifespan,
-    )
-    app.add_middleware(PoolWatchMiddleware, engine=engine)
-    return app
+def _shown(error: BaseException | None) -> str:
+    """Return the number and the text of the driver's *error*, without what its socket said."""
+    told = " ".join(map(str, error.args if error else ()))
+    return shorten(told.partition(" (")[0], _MOST_OF_AN_ERROR, placeholder=" ...")
 
 
 class Application:
@@ -155,7 +171,7 @@ class Application:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app = make_app(make_engine(self._database))
+        app = make_app(make_engines(self._database))
         # Signals are the main thread's: uvicorn leaves them alone in any other.
         server = uvicorn.Server(
             uvicorn.Config(
