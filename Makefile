@@ -1,6 +1,6 @@
 # make demo and make test set up what they need: a virtual environment in .venv, Debian packages where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fleet upstream generate format clean venv venv-oldest
+.PHONY: help demo test check bench fleet remedies upstream generate format clean venv venv-oldest
 
 BIN := .venv/bin
 DATABASE := mariadb-server-core mariadb-client-core
@@ -40,6 +40,10 @@ bench: venv ## what watching and the guard cost, side by side with doing without
 fleet: venv ## how long the dashboard takes for 1,000 processes, from raw series and from recorded ones
 	@.ci/debian prometheus
 	$(BIN)/python tests/bench/fleet.py
+
+remedies: venv ## users' errors after all connections have ended, with each remedy, on every driver: 10 to 15 minutes
+	@.ci/debian $(DATABASE) postgresql
+	$(BIN)/python tests/bench/remedies.py
 
 upstream: venv venv-oldest ## SQLAlchemy's own tests, with every engine watched as without
 	@.ci/debian $(DATABASE)

@@ -18,7 +18,7 @@ from databases import PostgreSQL, TestedMariaDB
 from variants import WatchedPool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry
@@ -135,13 +135,17 @@ def server(variant: Variant, request: pytest.FixtureRequest) -> TlsServer:
 async def make_pool(
     variant: Variant, server: TlsServer, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Callable[..., WatchedPool]]:
-    """Return a function that makes watched pools of the test's variant; they are disposed of afterwards."""
+    """Return a function that makes watched pools of the test's variant; they are disposed of afterwards.
+
+    Its argument *watching* holds what ``watch()`` is told besides.
+    """
     # A record of an error that was captured would keep the connection that it is about.
     caplog.set_level(logging.CRITICAL + 1, "sqlalchemy.pool")
     pools: list[WatchedPool] = []
 
-    def make(*ports: int, **options: Any) -> WatchedPool:
-        pools.append(WatchedPool(variant, server, registry, *ports, **options))
+    def make(*ports: int, watching: Mapping[str, Any] | None = None, **options: Any) -> WatchedPool:
+        told = {"registry": registry, **(watching or {})}
+        pools.append(WatchedPool(variant, server, *ports, watching=told, **options))
         return pools[-1]
 
     yield make

@@ -17,11 +17,11 @@ from poolwatch import drivers, watch
 from support import moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from prometheus_client import CollectorRegistry
     from sqlalchemy import Engine
 
+    from poolwatch import Watch
     from tls import TlsMariaDB, TlsPostgreSQL
 
     TlsServer: TypeAlias = TlsMariaDB | TlsPostgreSQL
@@ -85,18 +85,26 @@ class WatchedPool:
     Args:
         variant: Which.
         server: Where to.
-        registry: Of the test's own.
         ports: Where the first connections go instead, in this order.
+        watching: What ``watch()`` is told; ``None`` for a pool that is not watched.
         options: The engine's.
 
     Attributes:
+        variant: Which it is of.
         engine: The engine, of an async one the part that is sync.
         adapter: What is known of its driver.
+        port: Where all other connections go.
     """
 
     def __init__(
-        self, variant: Variant, server: TlsServer, registry: CollectorRegistry, *ports: int, **options: Any
+        self,
+        variant: Variant,
+        server: TlsServer,
+        *ports: int,
+        watching: Mapping[str, Any] | None,
+        **options: Any,
     ) -> None:
+        self.variant = variant
         name = variant.driver.name
         args = server.certificate.connect_args(name, tls=variant.tls)
         make: Callable[..., AsyncEngine | Engine] = create_engine if variant.sync else create_async_engine
@@ -105,13 +113,24 @@ class WatchedPool:
         self.adapter = drivers.driver_of(self.engine.dialect)
         self._own_id = server.own_id
         self._ports = [*ports]
-        self._port = server.port
+        self.port = server.port
         event.listen(self.engine, "do_connect", self._divert)
-        self.watched = watch(self._own, registry=registry)
+        self._watched = None if watching is None else watch(self._own, **watching)
 
     def _divert(self, _dialect: object, _record: object, _args: object, options: dict[str, Any]) -> None:
         # Always: some versions of SQLAlchemy would keep the one before.
-        options["port"] = self._ports.pop(0) if self._ports else self._port
+        options["port"] = self._ports.pop(0) if self._ports else self.port
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is a watch."""
+        return self._watched is not None
+
+    @property
+    def watched(self) -> Watch:
+        """The watch."""
+        assert self._watched is not None
+        return self._watched
 
     async def call(self, work: Callable[..., Any], *args: Any) -> Any:
         """Call *work*, within which an async driver waits as a sync one does."""
@@ -131,6 +150,11 @@ class WatchedPool:
             connection.close()
         return ids
 
+    def use(self) -> None:
+        """Check a connection out, run a statement, give the connection back."""
+        with self.engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
     def states(self) -> dict[str, int]:
         """Read the pool; return how many connections are in each state that any is in."""
         snapshot = self.watched.snapshot()
@@ -140,4 +164,5 @@ class WatchedPool:
     async def close(self) -> None:
         """Dispose of the engine and end the watch."""
         await greenlet_spawn(self.engine.dispose)
-        self.watched.close()
+        if self._watched is not None:
+            self._watched.close()
