@@ -60,6 +60,13 @@ class Stage:
         self.watches.append(watch(engine, name=f"pool{len(self.watches)}", registry=self._registry))
         return engine
 
+    def guarded(self, limit: float | None = None, **options: Any) -> tuple[AsyncEngine, Watch]:
+        """Make an engine with a guard, which knows of a *limit* on the way to the server; return it and its watch."""
+        engine = self.engine(**options)
+        watched = self.watches[-1]
+        watched.adjust({"guard": True} | ({} if limit is None else {"inactivity_limit": limit}))
+        return engine, watched
+
     def drop_engines(self) -> None:
         """Keep no engine alive."""
         self._engines.clear()

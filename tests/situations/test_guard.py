@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event, exc
-from sqlalchemy.util import greenlet_spawn
 
 from poolwatch.demo.servers import poll
 from stage import Interruptible, ending
 from support import moved, quiet, until, use
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from poolwatch import Watch
     from stage import Stage
 
@@ -29,18 +22,10 @@ LIMIT = 100.0
 DEAD, DUE = {"guard_dead": 1}, {"guard_deadline": 1}
 
 
-def guarded(stage: Stage, limit: float | None = None, **options: Any) -> tuple[AsyncEngine, Watch]:
-    """Make an engine with a guard, which knows of a *limit* on the way to the server."""
-    engine = stage.engine(**options)
-    watched = stage.watches[-1]
-    watched.adjust({"guard": True} | ({} if limit is None else {"inactivity_limit": limit}))
-    return engine, watched
-
-
 @pytest.mark.parametrize("options", [{}, {"pool_pre_ping": True}])
 async def test_dead(stage: Stage, options: dict[str, Any]) -> None:
     """A dead one is replaced before anything is sent on it, a ping too, and the others are left as they are."""
-    engine, watched = guarded(stage, **options)
+    engine, watched = stage.guarded(**options)
     first, _ = await stage.fill(engine, 2)
     await stage.lose(first)
     assert {"idle": 1, "dead": 1} == moved(watched.snapshot().connections)
@@ -65,117 +50,9 @@ def _known(counts: Any) -> dict[Any, int]:
     return {("killed" if cause == "unknown" else cause, phase): n for (cause, phase), n in moved(counts).items()}
 
 
-@pytest.mark.parametrize(("limit", "patience"), [(LIMIT, 98.0), (10.0, 9.0), (1.0, 0.5)])
-async def test_deadline(stage: Stage, limit: float, patience: float) -> None:
-    """One whose inactivity has come within the margin of its limit is replaced, and none before."""
-    engine, watched = guarded(stage, limit)
-    await use(engine)
-    quiet(watched, patience - 0.25)
-    await use(engine)
-    await stage.check(idle=1)
-    quiet(watched, patience)
-    await use(engine)
-    await stage.check(DUE, DUE, idle=1)
-    # It was alive, so nobody has found one lost.
-    assert {} == moved(watched.snapshot().disconnects_total)
-
-
-async def test_the_sessions_own_limit(stage: Stage) -> None:
-    """The server's limit is known from the first checkout on, and rules where it is the smaller one."""
-    stage.server.drop_inactive(int(LIMIT))
-    try:
-        engine, watched = guarded(stage, 2 * LIMIT)
-        await use(engine)
-    finally:
-        stage.server.drop_inactive(None)
-    quiet(watched, LIMIT)
-    await use(engine)
-    await stage.check(DUE, DUE, idle=1)
-
-
-async def test_a_limit_that_is_asked_for_later(stage: Stage) -> None:
-    """A session that was handed out unasked, for want of a good moment, has its limit counted once it is known."""
-    stage.server.drop_inactive(int(LIMIT))
-    try:
-        engine, watched = guarded(stage)
-        question = watched._listeners.question
-        question._quiet_until = watched._ledger.clock() + 1e9
-        for _ in range(2):
-            await use(engine)
-    finally:
-        stage.server.drop_inactive(None)
-    question._quiet_until = None
-    await use(engine)
-    quiet(watched, LIMIT)
-    await use(engine)
-    await stage.check(DUE, DUE, idle=1)
-
-
-async def test_no_limit_known(stage: Stage) -> None:
-    """Without a limit nothing is replaced for its silence."""
-    engine = stage.engine()
-    (watched,) = stage.watches
-    watched.adjust({"guard": True, "server_limits": False})
-    await use(engine)
-    quiet(watched, 1e9)
-    await use(engine)
-    await stage.check(idle=1)
-
-
-async def test_a_limit_that_is_told_later(stage: Stage) -> None:
-    """What an operator says of a pool in use counts from then on."""
-    engine, watched = guarded(stage)
-    await use(engine)
-    quiet(watched, LIMIT)
-    await use(engine)
-    watched.adjust({"inactivity_limit": LIMIT})
-    quiet(watched, LIMIT)
-    await use(engine)
-    await stage.check(DUE, DUE, idle=1)
-
-
-async def test_in_a_transaction(stage: Stage) -> None:
-    """Where the pool ends no transaction, the limits for one count, while there is one."""
-
-    def leave(statement: str, *, in_transaction: bool) -> None:
-        raw = engine.sync_engine.raw_connection()
-        cursor = raw.cursor()
-        cursor.execute(statement)
-        cursor.close()
-        if not in_transaction:
-            raw.rollback()
-        raw.close()
-
-    with _limit_in_a_transaction(stage):
-        engine, watched = guarded(stage, pool_reset_on_return=None)
-        await greenlet_spawn(partial(leave, "SELECT 1", in_transaction=False))
-    for in_transaction in (False, True):
-        quiet(watched, LIMIT)
-        await greenlet_spawn(partial(leave, "BEGIN", in_transaction=in_transaction))
-    await stage.check(idle=1)
-    quiet(watched, LIMIT)
-    await greenlet_spawn(partial(leave, "SELECT 1", in_transaction=False))
-    await stage.check(DUE, DUE, idle=1)
-
-
-@contextmanager
-def _limit_in_a_transaction(stage: Stage) -> Iterator[None]:
-    """Let the server drop connections that are opened meanwhile after a silence in a transaction, and only then."""
-    if stage.driver.mysql:
-        setting, unset = "SET GLOBAL idle_transaction_timeout = {}", "SET GLOBAL idle_transaction_timeout = DEFAULT"
-    else:
-        setting = "ALTER ROLE app SET idle_in_transaction_session_timeout = '{}s'"
-        unset = "ALTER ROLE app RESET idle_in_transaction_session_timeout"
-    stage.server.query(setting.format(f"{LIMIT:.0f}"))
-    try:
-        yield
-    finally:
-        stage.server.query(unset)
-
-
 async def test_opened_by_this_checkout(stage: Stage) -> None:
     """However short the limit, a checkout connects once at the most."""
-    engine, _ = guarded(stage, 1e-9)
+    engine, _ = stage.guarded(1e-9)
     for _ in range(3):
         await use(engine)
     await stage.check({"guard_deadline": 2}, {"guard_deadline": 2}, idle=1)
@@ -183,7 +60,7 @@ async def test_opened_by_this_checkout(stage: Stage) -> None:
 
 async def test_lost_while_it_was_opened(stage: Stage) -> None:
     """One that this checkout has opened is handed out, dead or not."""
-    engine, watched = guarded(stage)
+    engine, watched = stage.guarded()
 
     @event.listens_for(engine.sync_engine, "connect")
     def lose(_dbapi: Any, _record: Any) -> None:
@@ -198,7 +75,7 @@ async def test_lost_while_it_was_opened(stage: Stage) -> None:
 @pytest.mark.parametrize("first", [True, False])
 async def test_refused_by_another_listener(stage: Stage, *, first: bool) -> None:
     """A listener that refuses what it is offered first still gets another to look at, and the caller no error."""
-    engine, _ = guarded(stage)
+    engine, _ = stage.guarded()
     (number,) = await stage.fill(engine, 1)
     refused: list[object] = []
 
@@ -216,7 +93,7 @@ async def test_refused_by_another_listener(stage: Stage, *, first: bool) -> None
 
 async def test_a_server_that_stays_down(stage: Stage) -> None:
     """The caller gets the driver's own error, and the place in the pool is not lost."""
-    engine, watched = guarded(stage, pool_size=1, max_overflow=0)
+    engine, watched = stage.guarded(pool_size=1, max_overflow=0)
     await use(engine)
     with stage.outage():
         for _ in range(2):
@@ -230,7 +107,7 @@ async def test_a_server_that_stays_down(stage: Stage) -> None:
 
 async def test_condemned_and_dead(stage: Stage) -> None:
     """One that the checkout would replace anyway keeps its reason."""
-    engine, watched = guarded(stage, pool_recycle=60)
+    engine, watched = stage.guarded(pool_recycle=60)
     (number,) = await stage.fill(engine, 1)
     await stage.lose(number)
     stage.age()
@@ -241,7 +118,7 @@ async def test_condemned_and_dead(stage: Stage) -> None:
 
 async def test_a_clock_that_was_set_back(stage: Stage) -> None:
     """SQLAlchemy compares moments of the wall clock; one established in the future is replaced all the same, once."""
-    engine, _ = guarded(stage)
+    engine, _ = stage.guarded()
     (number,) = await stage.fill(engine, 1)
     await stage.lose(number)
     stage.age(-3600)
@@ -253,7 +130,7 @@ async def test_a_clock_that_was_set_back(stage: Stage) -> None:
 @pytest.mark.parametrize("way", ["cancel", "expire"])
 async def test_interrupted(stage: Stage, way: str) -> None:
     """A caller who gives up while another connection is established leaves the books and the pool whole."""
-    engine, watched = guarded(stage, LIMIT, pool_size=1, max_overflow=0)
+    engine, watched = stage.guarded(LIMIT, pool_size=1, max_overflow=0)
     await use(engine)
     quiet(watched, LIMIT)
     stage.freeze()
@@ -270,14 +147,17 @@ async def test_interrupted(stage: Stage, way: str) -> None:
 @pytest.mark.parametrize("dies", [True, False])
 async def test_nothing_left_to_wait_for(stage: Stage, *, dies: bool) -> None:
     """When SQLAlchemy comes to close it, its transport has ended: nobody waits for a peer that may never answer."""
-    engine, watched = guarded(stage, LIMIT)
+    engine, watched = stage.guarded(LIMIT)
     (number,) = await stage.fill(engine, 1)
     ended: list[bool | None] = []
 
-    @event.listens_for(engine.sync_engine, "close")
-    def look(_dbapi: Any, record: Any) -> None:
-        ended.append(_has_ended(record.driver_connection))
+    terminate = engine.dialect.do_terminate
 
+    def look(dbapi: Any) -> None:
+        ended.append(_has_ended(engine.dialect.get_driver_connection(dbapi)))
+        terminate(dbapi)
+
+    engine.dialect.do_terminate = look  # type: ignore[method-assign,assignment]
     if dies:
         stage.server.kill(number)
         # The kernel knows, and the event loop, which stands still, does not.
@@ -302,7 +182,7 @@ async def test_a_polite_end(stage: Stage) -> None:
         ((_, value),) = stage.server.query("SHOW GLOBAL STATUS LIKE 'Aborted_clients'")
         return int(value)
 
-    engine, watched = guarded(stage, LIMIT)
+    engine, watched = stage.guarded(LIMIT)
     await use(engine)
     before = aborted()
     quiet(watched, LIMIT)
@@ -314,7 +194,7 @@ async def test_a_polite_end(stage: Stage) -> None:
 @pytest.mark.only("asyncpg")
 async def test_a_path_that_is_silent(stage: Stage) -> None:
     """A server that does not answer any more is not waited for, in order to say goodbye, before another is dialled."""
-    engine, watched = guarded(stage, LIMIT)
+    engine, watched = stage.guarded(LIMIT)
     await use(engine)
     quiet(watched, LIMIT)
     dialled: list[float] = []
@@ -331,7 +211,7 @@ async def test_a_path_that_is_silent(stage: Stage) -> None:
 
 async def test_a_last_use(stage: Stage) -> None:
     """A connection that lives still works when listeners to its close are called."""
-    engine, watched = guarded(stage, LIMIT, pool_size=1, max_overflow=0)
+    engine, watched = stage.guarded(LIMIT, pool_size=1, max_overflow=0)
     await use(engine)
     quiet(watched, LIMIT)
     said: list[object] = []
@@ -351,7 +231,7 @@ async def test_a_last_use(stage: Stage) -> None:
 
 async def test_closed(stage: Stage) -> None:
     """When the watch is closed, nothing is replaced any more, and the pool has its class back."""
-    engine, watched = guarded(stage, 1e-9)
+    engine, watched = stage.guarded(1e-9)
     await use(engine)
     number = await use(engine, stage.server.own_id)
     watched.close()
