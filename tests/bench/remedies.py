@@ -140,8 +140,8 @@ def matrix(servers: dict[str, TlsServer], variants: Iterable[Variant]) -> bool:
     )
     number = sum(map(len, results.values()))
     guarded = [errors for (*_, remedy), each in results.items() if remedy == GUARD for errors in each]
-    say(f"Users' errors of {REQUESTS}, least to most over all drivers, event loops, plain and TLS, FIFO and LIFO:")
-    say(f"{number} combinations, {len(guarded)} of them of the guard.\n")
+    say(f"Users' errors of {REQUESTS}, least to most for all drivers and loops, plain and TLS; the guard's with LIFO")
+    say(f"too, and beside a listener that refuses. {number} combinations, {len(guarded)} of them of the guard.\n")
     say(f"In detail, as {' / '.join(REMEDIES)}:\n")
     table(
         ["", *(each.title for each in SITUATIONS)],
