@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import exc
 
@@ -23,11 +24,22 @@ if TYPE_CHECKING:
 REQUESTS, AT_ONCE = 200, 50
 POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 0}
 SIZE: int = POOL["pool_size"]
-# Seconds of silence after which servers and proxies are through with a connection here.
+# Seconds of silence after which servers and proxies are through with a connection here, or sooner.
 LIMIT = 1
 
-# Ends every connection that was opened by the way that it came with.
-Way = tuple[int, "Callable[[], Awaitable[None]]"]
+
+class Way(NamedTuple):
+    """How a pool's connections are to be opened, and what then ends them all.
+
+    Attributes:
+        port: Where to.
+        end: Ends them.
+        statement: What each must have run.
+    """
+
+    port: int
+    end: Callable[[], Awaitable[None]]
+    statement: str = "SELECT 1"
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Situation:
     Attributes:
         title: What they did, for a table.
         loss: What the guard calls it.
-        enter: Sets it up on a server: the port that connections are to be opened to, and what ends them.
+        enter: Sets it up on a server.
         recycle: The ``pool_recycle`` of a careful operator, who knows the limit.
         path_limit: What he knows of limits on the way to the server.
     """
@@ -59,22 +71,22 @@ def _killing(server: TlsServer) -> Iterator[Way]:
             server.kill(each)
         await _hear()
 
-    yield server.port, end
+    yield Way(server.port, end)
 
 
 @contextmanager
 def _expiring(server: TlsServer) -> Iterator[Way]:
     async def end() -> None:
-        await until(lambda: not server.connections(), "the server dropping silent connections")
-        # Those that take their place are not what this is about, on however slow a machine.
-        server.drop_inactive(None)
+        began = time.monotonic()
+        # And older than the remedy that counts by age allows.
+        await until(
+            lambda: time.monotonic() - began > LIMIT / 2 and not server.connections(),
+            "the server dropping silent connections",
+        )
         await _hear()
 
-    server.drop_inactive(LIMIT)
-    try:
-        yield server.port, end
-    finally:
-        server.drop_inactive(None)
+    # In these sessions alone, and not before they are idle: what takes long on a slow machine is not to be ended too.
+    yield Way(server.port, end, server.impatience)
 
 
 @contextmanager
@@ -84,13 +96,18 @@ def _restarting(server: TlsServer) -> Iterator[Way]:
         server.start()
         await _hear()
 
-    yield server.port, end
+    yield Way(server.port, end)
 
 
 @contextmanager
 def _forgetting(server: TlsServer) -> Iterator[Way]:
-    with Proxy(server, idle_limit=LIMIT, answers=False) as proxy:
-        yield proxy.port, lambda: until(lambda: proxy.silence > LIMIT, "silence")
+    async def end() -> None:
+        await until(lambda: proxy.silence > LIMIT, "silence")
+        # Now, and these alone, for the same reason.
+        proxy.forget()
+
+    with Proxy(server, answers=False) as proxy:
+        yield Way(proxy.port, end)
 
 
 @contextmanager
@@ -100,7 +117,7 @@ def _resetting(server: TlsServer) -> Iterator[Way]:
         await _hear()
 
     with Proxy(server) as proxy:
-        yield proxy.port, end
+        yield Way(proxy.port, end)
 
 
 async def _hear() -> None:

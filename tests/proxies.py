@@ -71,6 +71,10 @@ class Proxy:
         """Close every connection at once: an RST."""
         self._do(self._reset)
 
+    def forget(self) -> None:
+        """Forget every connection of this moment without a word, whatever their silence."""
+        self._do(self._forget)
+
     def say(self, goodbye: bytes) -> None:
         """Send *goodbye* on every connection, and close them in order."""
 
@@ -102,6 +106,10 @@ class Proxy:
             _abort(each.client)
             each.server.close()
         self._pairs.clear()
+
+    def _forget(self) -> None:
+        for each in self._pairs:
+            each.forgotten = True
 
     async def _serve(self) -> None:
         self._over = asyncio.Event()

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 
 from doomed import POOL, SITUATIONS, SIZE, Refusal, Rush
-from support import DEADLINE, assert_books, moved, until
+from support import DEADLINE, assert_books, moved, quiet, until
 from variants import VARIANTS, on_each
 
 if TYPE_CHECKING:
@@ -27,16 +27,21 @@ pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 # How often another application's listener refuses what a checkout is offered first, or has opened.
 REFUSALS = [(False, 0), (False, 2 * SIZE), (True, SIZE)]
+# Seconds of silence that no other connection comes to on however slow a machine.
+FAR = 100.0
 
 
 async def end_and_use(pool: WatchedPool, situation: Situation, server: TlsServer, refusal: Refusal, times: int) -> None:
     """Fill the pool, let its connections end, send all users, and empty it."""
-    pool.watched.adjust({"inactivity_limit": situation.path_limit})
-    with situation.enter(server) as (pool.port, end):
-        await pool.fill(*["SELECT 1"] * SIZE)
-        await end()
+    pool.watched.adjust({"inactivity_limit": None if situation.path_limit is None else FAR})
+    with situation.enter(server) as way:
+        pool.port = way.port
+        await pool.fill(*[way.statement] * SIZE)
+        await way.end()
         if situation.loss == "guard_dead":
             await until(lambda: {"dead": SIZE} == pool.states(), "the end of all")
+        else:
+            quiet(pool.watched, FAR)
         refusal.start(times)
         errors = await Rush(pool, patience=DEADLINE).run()
         await pool.call(pool.engine.dispose)

@@ -72,16 +72,16 @@ async def measure(
     """End the connections of all *candidates*' pools together, send users to one after the other, note their errors."""
     pools: list[WatchedPool] = []
     rushes: list[Rush] = []
-    with situation.enter(server) as (port, end):
+    with situation.enter(server) as way:
         refusals = []
         for each in candidates:
             pool = each.pool(variant, server, situation.recycle, inactivity_limit=situation.path_limit)
-            pool.port = port
+            pool.port = way.port
             refusals.append(Refusal(fresh=bool(each.fresh)))
             event.listen(pool.engine, "checkout", refusals[-1])
             pools.append(pool)
-            await pool.fill(*["SELECT 1"] * SIZE)
-        await end()
+            await pool.fill(*[way.statement] * SIZE)
+        await way.end()
         for each, pool, refusal in zip(candidates, pools, refusals, strict=True):
             refusal.start(0 if each.fresh is None else REQUESTS)
             rushes.append(Rush(pool, patience=PATIENT if each.remedy == GUARD else IMPATIENT))
