@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import select
+import socket
 import time
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
 
-from poolwatch import ArgumentTypeError, ConflictError, drivers, watch
+from poolwatch import ArgumentTypeError, ConflictError, drivers, sockets, watch
 from support import assert_books, moved, quiet
 
 if TYPE_CHECKING:
@@ -131,6 +133,44 @@ def test_argument() -> None:
         watch(create_engine("sqlite://"), guard=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["hang_up", "last_word"])
+def test_its_own_error_about_a_dead_one(
+    mariadb: MariaDB, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What goes wrong while it is booked or closed is counted, and the connection replaced all the same."""
+
+    def fail(*_: object) -> None:
+        raise LookupError
+
+    engine = create_engine(mariadb.url("pymysql"), connect_args={"ssl_disabled": True})
+    watched = watch(engine, guard=True, registry=registry)
+    with engine.connect() as connection:
+        number = connection.exec_driver_sql("SELECT CONNECTION_ID()").scalar_one()
+    mariadb.kill(number)
+    monkeypatch.setattr(drivers.Driver, name, fail)
+    use(engine)
+    snapshot = watched.snapshot()
+    assert {"guard_dead": 1} == moved(snapshot.reconnects_total)
+    assert 1 == snapshot.internal_errors_total
+    engine.dispose()
+
+
+def test_where_there_is_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows the kernel is not asked, and nothing breaks."""
+    monkeypatch.delattr(select, "poll")
+    monkeypatch.setattr(sockets, "_CLOSED", 0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"x")
+        fileno = ours.fileno()
+        assert [None] * 4 == [
+            sockets.has_ended(fileno),
+            sockets.was_reset(fileno),
+            sockets.peek(fileno),
+            sockets.was_reset(-1),
+        ]
+
+
 def test_its_own_error(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes wrong inside the guard is counted, and the connection handed out."""
 
@@ -210,8 +250,8 @@ def test_no_limit() -> None:
     slot.limits = {"idle_session_timeout": inf}
     quiet(watched, 1e9)
     use(engine)
-    assert slot.patience is not None
-    assert inf == slot.patience.outside == slot.patience.inside
+    assert slot.allowance is not None
+    assert inf == slot.allowance.outside == slot.allowance.inside
     assert {} == moved(watched.snapshot().closes_total)
 
 

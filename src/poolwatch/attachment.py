@@ -127,11 +127,8 @@ class Watch:
         if self.options["guard"] and self._guard.installed is None:
             self._install_guard()
         limit = self.options["inactivity_limit"]
-        configured = {} if limit is None else {"configured": limit}
-        self._guard.configured = self._losses.configured = configured
-        self._reader.configure(
-            configured, guard=bool(self._guard.installed), per_connection=bool(self.options["per_connection"])
-        )
+        self._ledger.configured = {} if limit is None else {"configured": limit}
+        self._reader.configure(guard=bool(self._guard.installed), per_connection=bool(self.options["per_connection"]))
 
     def collect(self) -> PoolSnapshot | None:
         """Return a snapshot for a scrape; ``None`` if there is none to be had."""
@@ -153,6 +150,7 @@ class Watch:
             slots = list(ledger.slots.values())
             ledger.restart()
             self._losses.restart()
+            self._guard.restart()
             self._reader.restart()
             self._forget_slots(slots)
             if self._listeners.is_async:

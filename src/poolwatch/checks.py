@@ -108,7 +108,7 @@ def recycle_churn(facts: Facts) -> bool:
 
 
 def guard_and_pre_ping(facts: Facts) -> bool:
-    """pool_pre_ping is on beside the guard, which has replaced those that have ended before a ping is sent.
+    """pool_pre_ping is on beside a guard that has replaced every connection known to have ended.
 
     Where the driver cannot tell which have, the ping is not for nothing.
     """

@@ -24,8 +24,8 @@ def extend(
 
     Args:
         pool: Which.
-        methods: What returns each of them, by its name, for the class that it is to call.
-        stopped: Not empty once they do nothing of their own any more.
+        methods: By name, a function that takes the class that is extended and returns the new method.
+        stopped: Not empty once :func:`restore` may take the class off.
 
     Raises:
         TypeError: Python does not allow it, or it would have no effect.

@@ -1,8 +1,8 @@
 """What a driver's connection tells without a query: an adapter for each driver, and all of their private names we use.
 
-Nothing here reads what belongs to the driver: the event loop or the kernel has noted the end of a connection already,
-and we look. Each private name was read in the source of the versions named at its adapter; a test fails when one of
-them goes away.
+Nothing here reads what belongs to the driver, but for the last word on a lost connection: the event loop or the kernel
+has noted the end of a connection already, and we look. Each private name was read in the source of the versions named
+at its adapter; a test fails when one of them goes away.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Driver:
         """Tell whether a transaction is open, by what the server said last; ``None`` if it cannot be told."""
         return None
 
-    def part(self, _connection: Any) -> None:
+    def hang_up(self, _connection: Any) -> None:
         """Close a connection at once, in as far as the driver's own close would wait for the peer, or fail.
 
         That close may follow, and finds nothing left to do.
@@ -114,7 +114,7 @@ class _Aiomysql(_MySQL):
             return None
         return True if reader.exception() is not None else False if reader.at_eof() else None
 
-    def part(self, connection: Any) -> None:
+    def hang_up(self, connection: Any) -> None:
         # COM_QUIT, so that the server does not count an aborted client; the first step is all there is to it.
         goodbye = connection.ensure_closed()
         try:
@@ -124,7 +124,9 @@ class _Aiomysql(_MySQL):
             pass
         finally:
             goodbye.close()
-            connection.close()
+            with suppress(RuntimeError):
+                # Of an event loop that was closed before.
+                connection.close()
 
     def fileno(self, connection: Any) -> int | None:
         writer = connection._writer  # noqa: SLF001
@@ -201,9 +203,10 @@ class _Asyncpg(Driver):
         # An aborted connection has none.
         return None if connection._protocol is None else bool(connection.is_in_transaction())  # noqa: SLF001
 
-    def part(self, connection: Any) -> None:
-        # Its close waits for the server to close first.
-        connection.terminate()
+    def hang_up(self, connection: Any) -> None:
+        # Its close waits for the server to close first. The event loop may have been closed before.
+        with suppress(RuntimeError):
+            connection.terminate()
 
     def fileno(self, connection: Any) -> int | None:
         return _fileno(connection._transport)  # noqa: SLF001

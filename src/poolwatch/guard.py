@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from poolwatch import classes, privates
 from poolwatch.drivers import driver_of
 from poolwatch.server import limit_of, margin
-from poolwatch.slot import Patience
+from poolwatch.slot import Allowance
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class Guard:
         resets: The pool ends transactions when a connection comes back.
 
     Attributes:
-        configured: The operator's own limit, by its source; empty where there is none.
         installed: It is on; ``None`` until somebody wanted that.
     """
 
@@ -49,18 +48,21 @@ class Guard:
         self._losses = losses
         self._resets = resets
         # By their numbers, connections that the checkout under way closes.
-        self._condemned: set[int] = set()
-        self.configured: Mapping[str, float] = {}
+        self._to_hang_up: set[int] = set()
         self.installed: bool | None = None
 
     def install(self, pool: Pool, stopped: list[bool]) -> None:
         """Guard *pool*; raises TypeError where its class cannot be extended.
 
-        *stopped* has an entry once the books are closed, and nothing is known of any record any more.
+        *stopped*: not empty once the pool may have its class back.
         """
         self.installed = False
         classes.extend(pool, {privates.TAKE: self._taking, privates.CLOSE: self._closing}, stopped)
         self.installed = True
+
+    def restart(self) -> None:
+        """Forget what was being closed, in a forked child: it is the parent's."""
+        self._to_hang_up.clear()
 
     def _taking(self, base: type[Pool]) -> Callable[[Pool], ConnectionPoolEntry]:
         original: Callable[[Pool], ConnectionPoolEntry] = getattr(base, privates.TAKE)
@@ -89,9 +91,9 @@ class Guard:
         def close(self_: Pool, dbapi: Any, **how: Any) -> None:
             try:
                 # After the listeners to that, which may have a last use for one that lives.
-                if id(dbapi) in self._condemned:
-                    self._condemned.discard(id(dbapi))
-                    self._driver.part(self._dialect.get_driver_connection(dbapi))
+                if id(dbapi) in self._to_hang_up:
+                    self._to_hang_up.discard(id(dbapi))
+                    self._driver.hang_up(self._dialect.get_driver_connection(dbapi))
             except Exception as error:  # noqa: BLE001
                 self._ledger.trouble(describe("guard", error))
             original(self_, dbapi, **how)
@@ -99,40 +101,43 @@ class Guard:
         return close
 
     def _look(self, slot: Slot, record: ConnectionPoolEntry) -> None:
+        """Condemn *record*'s connection if need be.
+
+        A second look, as a queue takes that has lost a race for a place, changes nothing.
+        """
         connection = record.driver_connection
         # Some pools hand out what another caller has.
         if connection is None or record.in_use:
             return
+        silence = slot.inactivity(self._ledger.clock())
         dead = self._driver.is_dead(connection)
-        if not dead and not self._is_due(slot, connection):
+        if not dead and not self._is_due(slot, connection, silence):
             return
+        self._to_hang_up.add(id(record.dbapi_connection))
         # Else the checkout replaces it anyway, and books why.
         if privates.retirement(record) is None:
             slot.fate = ("guard_dead" if dead else "guard_deadline", slot.proxy)
             privates.condemn(record)
             if dead:
-                self._losses.found(slot, "guard", connection, silence=slot.inactivity(self._ledger.clock()))
-        self._condemned.add(id(record.dbapi_connection))
+                self._losses.found(slot, "guard", connection, silence=silence)
 
-    def _is_due(self, slot: Slot, connection: Any) -> bool:
-        silence = slot.inactivity(self._ledger.clock())
+    def _is_due(self, slot: Slot, connection: Any, silence: float | None) -> bool:
         if silence is None:
             # Opened before we listened, and not used since: it may have been silent all its life.
             silence = self._ledger.wall() - slot.opened_at
-        patience = slot.patience
-        if patience is None or patience.limits is not slot.limits or patience.configured is not self.configured:
-            slot.patience = patience = _patience(slot.limits, self.configured)
-        if self._resets or silence < min(patience.inside, patience.outside):
-            return silence >= patience.outside
-        told = self._driver.in_transaction(connection)
-        return silence >= (patience.inside if (slot.began if told is None else told) else patience.outside)
+        allowed, configured = slot.allowance, self._ledger.configured
+        if allowed is None or allowed.limits is not slot.limits or allowed.configured is not configured:
+            slot.allowance = allowed = _allowance(slot.limits, configured)
+        if self._resets or silence < min(allowed.inside, allowed.outside):
+            return silence >= allowed.outside
+        return silence >= (allowed.inside if self._driver.in_transaction(connection) else allowed.outside)
 
 
-def _patience(limits: Mapping[str, float], configured: Mapping[str, float]) -> Patience:
+def _allowance(limits: Mapping[str, float], configured: Mapping[str, float]) -> Allowance:
     known = {**limits, **configured}
     outside, inside = (
         # No more than half of it, or one of a second would have every checkout connect anew.
         inf if limit in {None, inf} else limit - min(margin(limit), limit / 2)
         for limit in (limit_of(known, in_transaction=False), limit_of(known, in_transaction=True))
     )
-    return Patience(limits, configured, outside, inside)
+    return Allowance(limits, configured, outside, inside)

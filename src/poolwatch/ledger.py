@@ -19,7 +19,7 @@ from poolwatch.labels import REPLACED
 from poolwatch.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from poolwatch.histogram import HistogramSnapshot
     from poolwatch.requests import Account
@@ -59,6 +59,8 @@ class Ledger:
         self.pending: list[Any] = []
         # What nobody has judged yet.
         self.endings: list[Ending] = []
+        # The operator's own limit, by its source; empty where there is none.
+        self.configured: Mapping[str, float] = {}
         self.max_connections: int | None = None
         # When an attempt to connect failed last.
         self.refused: float | None = None

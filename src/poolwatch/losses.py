@@ -14,7 +14,7 @@ from poolwatch.server import limit_of, margin
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import Dialect
 
@@ -77,16 +77,12 @@ class Losses:
     Args:
         ledger: Where.
         dialect: The engine's.
-
-    Attributes:
-        configured: The operator's own limit, by its source; empty where there is none.
     """
 
     def __init__(self, ledger: Ledger, dialect: Dialect) -> None:
         self._ledger = ledger
         self._driver = driver_of(dialect)
         self._pending: list[Loss] = []
-        self.configured: Mapping[str, float] = {}
 
     def is_lost(self, connection: Any, *, suspected: bool) -> bool:
         """Tell whether *connection*'s transport has ended; if its driver cannot tell, believe what is *suspected*."""
@@ -119,7 +115,9 @@ class Losses:
         if slot.ended is not None and slot.active is not None and silence is not None:
             # It may have lain dead for long since.
             silence = min(silence, max(0.0, slot.ended - slot.active))
-        cause, otherwise, explained = self._cause(slot, connection, silence, error)
+        # What was sent when it was found may have begun or ended a transaction.
+        began = slot.began_before if phase in {"in_use", "return"} else slot.began
+        cause, otherwise, explained = self._cause(slot, connection, silence, error, began=began)
         loss = Loss(phase, cause, otherwise, self._ledger.clock(), silence, explained, slot.mark)
         if cause is None and len(self._pending) < _PENDING_AT_MOST:
             self._pending.append(loss)
@@ -137,7 +135,7 @@ class Losses:
         self._pending.clear()
 
     def _cause(
-        self, slot: Slot, connection: Any, silence: float | None, error: BaseException | None
+        self, slot: Slot, connection: Any, silence: float | None, error: BaseException | None, *, began: bool
     ) -> tuple[str | None, str, bool]:
         # Without an error nothing was sent, and what the server said last is still to be read.
         said = self._ask(self._driver.last_word if error is None else self._driver.goodbye, connection)
@@ -146,15 +144,14 @@ class Losses:
             if each in _SAID:
                 return _SAID[each], "unknown", True
         told = self._ask(self._driver.in_transaction, connection)
-        in_transaction = slot.began_before if told is None else told
-        limit = limit_of({**slot.limits, **self.configured}, in_transaction=in_transaction)
+        limit = limit_of({**slot.limits, **self._ledger.configured}, in_transaction=began if told is None else told)
         if silence is not None and limit is not None and silence >= limit - margin(limit):
             return "inactivity", "unknown", False
         if _TERMINATED in words:
             return None, "killed", True
         was_reset = self._ask(self._driver.was_reset, connection)
         if was_reset is None:
-            was_reset = self._was_reset(connection) if error is None else _was_reset(error)
+            was_reset = self._was_reset(connection) if error is None else _is_reset(error)
         if was_reset is None and _NO_ANSWER in words:
             was_reset = False
         if was_reset:
@@ -210,7 +207,7 @@ def _words(error: BaseException | None) -> Iterator[object]:
         yield each.args[0] if each.args and isinstance(each.args[0], (int, str)) else None
 
 
-def _was_reset(error: BaseException | None) -> bool | None:
+def _is_reset(error: BaseException | None) -> bool | None:
     """Tell from what the driver raised how the transport ended: true for a reset, ``None`` if that does not show."""
     for each in _chain(error):
         # A write after the peer's close.

@@ -48,21 +48,19 @@ class PoolReader:
         self._timed = timed
         self._processes = processes
         self.restart()
-        self.configure({}, guard=False, per_connection=False)
+        self.configure(guard=False, per_connection=False)
 
     def restart(self) -> None:
         """Forget who is reading, in a forked child; a thread that is not there may have been."""
         self._lock = threading.Lock()
 
-    def configure(self, configured: Mapping[str, float], *, guard: bool, per_connection: bool) -> None:
-        """Say what the operator knows and wants.
+    def configure(self, *, guard: bool, per_connection: bool) -> None:
+        """Say what the operator wants.
 
         Args:
-            configured: The operator's own limit, by its source; empty where there is none.
             guard: Checkouts replace connections that are dead or about to be.
             per_connection: Fill the families that have one series for each connection.
         """
-        self._configured = configured
         self._guard = guard
         self._per_connection = per_connection
 
@@ -111,7 +109,7 @@ class PoolReader:
             if not record.in_use and slot.pool() is not engine.pool:
                 continue
             state, condemned = self._state(slot, record)
-            limits = {**slot.limits, **self._configured}
+            limits = {**slot.limits, **ledger.configured}
             limit = server.limit_of(limits, in_transaction=self._in_transaction(slot, record))
             # Copied first: other threads change them.
             active, held = slot.active, slot.held
@@ -166,7 +164,7 @@ class PoolReader:
         counts, durations, trouble = ledger.read()
         route_checkouts, route_holds = ledger.read_usage()
         found = census((connection for _, connection in live), ledger.wall())
-        limits: dict[str, float] = dict(self._configured)
+        limits: dict[str, float] = dict(ledger.configured)
         for slot, _ in live:
             for source, seconds in slot.limits.items():
                 limits[source] = min(seconds, limits.get(source, inf))

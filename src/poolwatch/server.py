@@ -81,7 +81,7 @@ def deadline_for(dialect: Dialect, dbapi_connection: Any, seconds: float) -> Dea
             else Deadline(fileno, seconds, asyncio.get_running_loop() if dialect.is_async else None)
         )
     except (OSError, RuntimeError, TypeError):
-        # No descriptor or no thread left; or somebody's test has a stand-in for the driver.
+        # No descriptor or no thread left; or what passes for a connection has no socket.
         return None
 
 

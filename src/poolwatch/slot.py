@@ -25,7 +25,7 @@ class Retirement(NamedTuple):
     full: bool = False
 
 
-class Patience(NamedTuple):
+class Allowance(NamedTuple):
     """How long a connection may be inactive before the guard replaces it, and from what that was derived.
 
     Attributes:
@@ -62,7 +62,7 @@ class Slot:
         fresh: No checkout has been dispatched since the connection was established.
         asked: A checkout of this connection got as far as our listener, and the session's limits were asked for.
         limits: Seconds of inactivity that the session allows, by source; empty while unknown.
-        patience: What the guard made of them; ``None`` until it did.
+        allowance: What the guard made of them; ``None`` until it did.
         mark: A number that is lower in sessions opened after a restart of the server; ``None`` if unknown.
         began: A statement was sent, and no COMMIT or ROLLBACK since.
         sent: When something was sent last, as far as events of its Connection tell; ``None`` before that.
@@ -85,6 +85,7 @@ class Slot:
     __slots__ = (
         "account",
         "active",
+        "allowance",
         "arrived",
         "asked",
         "began",
@@ -104,7 +105,6 @@ class Slot:
         "number",
         "opened",
         "opened_at",
-        "patience",
         "pings",
         "pool",
         "proxy",
@@ -145,7 +145,7 @@ class Slot:
         self.fresh = True
         self.asked = False
         self.limits: Mapping[str, float] = {}
-        self.patience: Patience | None = None
+        self.allowance: Allowance | None = None
         self.mark: float | None = None
         self.began = self.began_before = False
         self.sent: float | None = None

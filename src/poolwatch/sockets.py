@@ -9,6 +9,8 @@ import socket
 # The peer has closed its half: poll(2), of Linux alone. Elsewhere a socket that no event loop reads cannot tell.
 _CLOSED = getattr(select, "POLLRDHUP", 0)
 TELLS = bool(_CLOSED)
+# Windows has no poll(2).
+_READABLE, _FAILED, _NO_SOCKET = (getattr(select, name, 0) for name in ("POLLIN", "POLLERR", "POLLNVAL"))
 
 
 def has_ended(fileno: int) -> bool | None:
@@ -24,13 +26,13 @@ def has_ended(fileno: int) -> bool | None:
 def was_reset(fileno: int) -> bool | None:
     """Tell whether a connection that has ended was reset (true) or closed in order; ``None`` if that does not show."""
     happened = _poll(fileno, _CLOSED)
-    return True if happened & select.POLLERR else False if happened == _CLOSED and _CLOSED else None
+    return True if happened & _FAILED else False if happened == _CLOSED and _CLOSED else None
 
 
 def peek(fileno: int) -> bytes | None:
     """Return the first bytes of what lies unread; ``None`` if nothing does, or the connection was reset."""
     # Looking would take the error of a reset away.
-    if _poll(fileno, select.POLLIN) != select.POLLIN:
+    if not _READABLE or _poll(fileno, _READABLE) != _READABLE:
         return None
     # Another thread may take the connection, and what lies there, or close it at this moment.
     try:
@@ -43,7 +45,9 @@ def peek(fileno: int) -> bytes | None:
 def _poll(fileno: int, events: int) -> int:
     """Return which of *events*, or of the errors that are always reported, have happened on a socket; 0 for none."""
     if fileno < 0:
-        return select.POLLNVAL
+        return _NO_SOCKET
+    if not hasattr(select, "poll"):
+        return 0
     poll = select.poll()
     poll.register(fileno, events)
     happened = poll.poll(0)

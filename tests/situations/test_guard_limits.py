@@ -115,6 +115,19 @@ async def test_in_a_transaction(stage: Stage) -> None:
     await stage.check(DUE, DUE, idle=1)
 
 
+async def test_a_limit_in_a_transaction_explains_no_loss_outside(stage: Stage) -> None:
+    """One that was killed while it lay idle had reached no limit, however long a transaction may be silent."""
+    with _limit_in_a_transaction(stage):
+        engine, watched = stage.guarded()
+        (number,) = await stage.fill(engine, 1)
+    quiet(watched, LIMIT)
+    await stage.lose(number)
+    await use(engine)
+    ((cause, phase),) = moved(watched.snapshot().disconnects_total)
+    # asyncpg may have dropped the server's last word.
+    assert ("guard", True) == (phase, cause in {"killed", "unknown"})
+
+
 @contextmanager
 def _limit_in_a_transaction(stage: Stage) -> Iterator[None]:
     """Let the server drop connections that are opened meanwhile after a silence in a transaction, and only then."""
