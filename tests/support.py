@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from sqlalchemy import text
+from sqlalchemy.pool import QueuePool
 
 from poolwatch.demo.servers import poll
 
@@ -81,6 +82,17 @@ class Tally:
 
         # A dispose makes the next pool from its class.
         pool.__class__ = type(base.__name__, (base,), {"connect": connect})
+
+
+class Stubborn(QueuePool):
+    """A pool whose class cannot be replaced."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse."""
+        if name == "__class__":
+            msg = "not me"
+            raise TypeError(msg)
+        super().__setattr__(name, value)
 
 
 class Reader:

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 from poolwatch import ArgumentTypeError, ConflictError, drivers, sockets, watch
-from support import assert_books, moved, quiet
+from support import Stubborn, assert_books, moved, quiet
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -253,17 +253,6 @@ def test_no_limit() -> None:
     assert slot.allowance is not None
     assert inf == slot.allowance.outside == slot.allowance.inside
     assert {} == moved(watched.snapshot().closes_total)
-
-
-class Stubborn(QueuePool):
-    """A pool whose class cannot be replaced."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuse."""
-        if name == "__class__":
-            msg = "not me"
-            raise TypeError(msg)
-        super().__setattr__(name, value)
 
 
 def test_a_class_that_cannot_be_replaced(caplog: pytest.LogCaptureFixture) -> None:

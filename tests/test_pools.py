@@ -14,7 +14,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from handles import wait_for
 from poolwatch import watch
-from support import age, assert_books, moved
+from support import Stubborn, age, assert_books, moved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
 
 def test_class_that_cannot_be_replaced(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
     """A pool that forbids it is watched without the families that need it, and one warning says so."""
-
-    class Stubborn(QueuePool):
-        def __setattr__(self, name: str, value: object) -> None:
-            if name == "__class__":
-                msg = "not me"
-                raise TypeError(msg)
-            super().__setattr__(name, value)
-
     engine = create_engine("sqlite://", poolclass=Stubborn)
     watched = watch(engine, registry=registry)
     with engine.connect():

@@ -127,22 +127,6 @@ async def test_a_clock_that_was_set_back(stage: Stage) -> None:
     await stage.check(DEAD, DEAD, idle=1)
 
 
-@pytest.mark.parametrize("way", ["cancel", "expire"])
-async def test_interrupted(stage: Stage, way: str) -> None:
-    """A caller who gives up while another connection is established leaves the books and the pool whole."""
-    engine, watched = stage.guarded(LIMIT, pool_size=1, max_overflow=0)
-    await use(engine)
-    quiet(watched, LIMIT)
-    stage.freeze()
-    caller = Interruptible(way, use(engine))
-    await stage.pending()
-    await caller.interrupt()
-    stage.thaw()
-    assert caller.error == await caller.ended()
-    await use(engine)
-    await stage.check(DUE, DUE, idle=1, failures={"cancelled": 1})
-
-
 @pytest.mark.never("psycopg")
 @pytest.mark.parametrize("dies", [True, False])
 async def test_nothing_left_to_wait_for(stage: Stage, *, dies: bool) -> None:

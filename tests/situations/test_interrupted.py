@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 
 from stage import OLDEST, Interruptible
-from support import run, use
+from support import quiet, run, use
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("way", ["cancel", "expire"])]
 
 FAILED = {"cancelled": 1}
+SILENCE = 100.0
 
 
 async def test_queueing(stage: Stage, way: str) -> None:
@@ -89,6 +90,16 @@ async def test_connecting_again(stage: Stage, way: str) -> None:
     await stage.check({"recycle": 1}, failures=FAILED)
     await use(engine)
     await stage.check({"recycle": 1}, {"recycle": 1}, idle=1, failures=FAILED)
+
+
+async def test_connecting_again_behind_the_guard(stage: Stage, way: str) -> None:
+    """So it is with one that the guard has condemned, and the place in the pool is not lost."""
+    engine, watched = stage.guarded(SILENCE, pool_size=1, max_overflow=0)
+    await use(engine)
+    quiet(watched, SILENCE)
+    await _give_up(stage, way, engine)
+    await use(engine)
+    await stage.check({"guard_deadline": 1}, {"guard_deadline": 1}, idle=1, failures=FAILED)
 
 
 async def test_pinging(stage: Stage, way: str) -> None:
