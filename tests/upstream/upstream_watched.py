@@ -56,20 +56,15 @@ class Attendance:
         self._fresh: list[weakref.ref[Watch]] = []
         self._alive: list[weakref.ref[Watch]] = []
         self._unbalanced: list[str] = []
-        self._guards = True
 
     def attend(self, engine: Engine) -> Watch:
         """Watch *engine* in a registry of its own, so that names do not clash."""
-        watched = watch(engine, guard=self._guards, registry=CollectorRegistry())
+        watched = watch(engine, guard=True, registry=CollectorRegistry())
         self._fresh.append(weakref.ref(watched))
         self._ledgers.append(watched._ledger)
         # Our own garbage must not bring a collection into a test that waits for one.
         gc.collect(0)
         return watched
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Guard what the test makes, unless a mock stands in for a driver's socket there."""
-        self._guards = not nodeid.endswith("::test_recycle_pool_no_race")
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Scrape what the test made, and check the books of everything that is still there."""
