@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pymysql  # type: ignore[import-untyped]
 from sqlalchemy import exc
 
-from poolwatch.requests import Account, current
+from poolwatch.requests import Account, Terms, current
 from support import DEADLINE
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ class Visitor:
     def _request(self) -> Iterator[None]:
         """Be in a request, or mostly so; what is leaked in it is found later, in any other."""
         route = self._random.choice(ROUTES)
-        account = None if route is None else Account(object(), lambda _: ("GET", route), len(ROUTES) - 2)
+        owner = ("GET", route or "")
+        terms = Terms(lambda _: owner, len(ROUTES) - 2, details=True)
+        account = Account(object(), terms) if route else None
         current.set(account)
         yield
         if account is not None:

@@ -32,12 +32,14 @@ class Stage:
 
     Attributes:
         held: Connections that were taken.
+        traces: Keep where in the code they were.
     """
 
     def __init__(self, engine: AsyncEngine, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
         self.engine = engine
         self.watched: Watch = watch(engine, name="orders", registry=registry)
         self.held: list[AsyncConnection] = []
+        self.traces = False
         self._caplog = caplog
         self._registry = registry
 
@@ -58,7 +60,8 @@ class Stage:
 
         inner = Starlette(routes=[Route("/{page}", page)])
         inner.add_middleware(PoolWatchMiddleware, metrics_path=None)
-        app: Any = PoolWatchMiddleware(Starlette(routes=[Mount("/shop", inner)]), registry=self._registry)
+        shop = Starlette(routes=[Mount("/shop", inner)])
+        app: Any = PoolWatchMiddleware(shop, registry=self._registry, route_details=True, trace_checkouts=self.traces)
         async with client(app) as http:
             return await http.get("/shop/buy")
 

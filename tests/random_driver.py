@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import aiosqlite
 from sqlalchemy import exc, text
 
-from poolwatch.requests import Account, current
+from poolwatch.requests import Account, Terms, current
 from random_model import meets
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Driver:
 def begin_request() -> None:
     """Be in another request than before, or in none."""
     route = next(ROUTES)
-    current.set(None if route is None else Account(object(), lambda _: ("GET", route), 1))
+    current.set(None if route is None else Account(object(), Terms(lambda _: ("GET", route), 1, details=True)))
 
 
 async def connect(engine: AsyncEngine) -> AsyncConnection:

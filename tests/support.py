@@ -42,6 +42,12 @@ def assert_books(snapshot: PoolSnapshot) -> None:
     assert sum(snapshot.route_checkouts_total.values()) == checkouts
     seconds, ended = sum(snapshot.route_hold_seconds_total.values()), snapshot.hold_duration_seconds.sum
     assert math.isclose(seconds, ended, abs_tol=1e-6) if not checked_out else seconds > ended - 1e-6
+    if snapshot.route_connections:
+        assert sum(snapshot.route_connections.values()) == checked_out
+        assert sum(snapshot.route_unreturned_total.values()) == snapshot.unreturned_total
+        waited, ended = sum(snapshot.route_checkout_seconds_total.values()), durations.sum
+        timeouts = snapshot.checkout_failures_total["timeout"]
+        assert waited < ended + 1e-6 if timeouts else math.isclose(waited, ended, abs_tol=1e-6)
     assert snapshot.pending_checkouts == 0
     assert snapshot.internal_errors_total == 0
 

@@ -16,7 +16,7 @@ from asgi import client
 from poolwatch import PoolWatchMiddleware, watch
 from poolwatch.catalog import BY_FIELD, CATALOG, PREFIX
 from poolwatch.demo.servers import find
-from poolwatch.requests import Account, current
+from poolwatch.requests import Account, Terms, current
 from poolwatch.snapshot import PoolSnapshot
 from support import fill, until, use
 
@@ -48,7 +48,7 @@ async def exposition(mariadb: MariaDB, make_engine: MakeEngine, registry: Collec
     )
     await use(engine)
     # In a request, as well as outside any.
-    current.set(Account(None, lambda _: ("GET", "/items/{id}"), 1))
+    current.set(Account(None, Terms(lambda _: ("GET", "/items/{id}"), 1, details=True)))
     await use(engine)
     current.set(None)
     return generate_latest(registry).decode()

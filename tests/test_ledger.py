@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from poolwatch.ledger import FOLD_AT, Ledger
-from poolwatch.requests import Account
+from poolwatch.requests import Account, Terms
 from poolwatch.slot import Retirement, Slot
 
 
@@ -185,10 +185,10 @@ def test_first_trouble_is_kept(ledger: Ledger) -> None:
 
 def test_restart(ledger: Ledger, slot: Slot) -> None:
     """A forked child begins with empty books, of requests too."""
-    slot.caller = Account(object(), lambda _: ("GET", "/a"), 1)
+    slot.caller = Account(object(), Terms(lambda _: ("GET", "/a"), 1))
     for _ in range(2):
         ledger.handed_out(slot, ledger.clock())
     ledger.read()
     ledger.restart()
     ledger.read()
-    assert ({}, {}) == ledger.read_usage()
+    assert {"route_checkouts_total": {}, "route_hold_seconds_total": {}} == ledger.read_usage()

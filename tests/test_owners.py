@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from asgi import Events, client
 from poolwatch import PoolWatchMiddleware, watch
 from poolwatch.requests import NOBODY, current
+from poolwatch.traces import told
 from shop import Shop
 from support import assert_books, until, use
 
@@ -40,7 +42,7 @@ class Stage:
             watch(engine, name=name, registry=registry)
             for name, engine in (("async", shop.engine), ("sync", shop.sync_engine))
         ]
-        self.app: Any = PoolWatchMiddleware(shop.app, registry=registry)
+        self.app: Any = PoolWatchMiddleware(shop.app, registry=registry, route_details=True, trace_checkouts=True)
         self.http = client(self.app)
 
     async def get(self, page: str, method: str = "GET") -> None:
@@ -139,6 +141,43 @@ async def test_while_a_request_hangs(stage: Stage) -> None:
     assert before + grown <= watched.snapshot().route_hold_seconds_total[owner]
 
 
+async def test_details(stage: Stage) -> None:
+    """Who holds the connections now, and who has waited for them."""
+    (watched, _), clock = stage.watches, time.perf_counter
+    hanging = [asyncio.create_task(stage.get("hang")) for _ in range(POOL_SIZE)]
+    await until(lambda: watched.snapshot().connections["checked_out"] == POOL_SIZE, "requests that hang")
+    began = clock()
+    waiting = asyncio.create_task(stage.get("async/5"))
+    await until(lambda: watched.snapshot().pending_checkouts == 1, "a request that waits")
+    hang, plain = ("GET", "/{tenant}/hang"), ("GET", "/{tenant}/async/{id}")
+    assert {hang: POOL_SIZE} == watched.snapshot().route_connections
+    await asyncio.sleep(0.1)
+    stage.shop.go_on.set()
+    await asyncio.gather(*hanging, waiting)
+    await use(stage.shop.engine)
+    ended = clock()
+    assert {hang: POOL_SIZE, plain: 1, NOBODY: 1} == stage.owners()
+    snapshot = watched.snapshot()
+    assert {hang: 0, plain: 0, NOBODY: 0} == snapshot.route_connections == snapshot.route_unreturned_total
+    waited = snapshot.route_checkout_seconds_total
+    assert 0.1 <= waited[plain] <= ended - began
+    # Whose connection was there.
+    assert 0 < waited[NOBODY] < 0.1
+
+
+async def test_details_of_an_untimed_pool(stage: Stage, registry: CollectorRegistry) -> None:
+    """Where callers who wait cannot be seen, the seconds of none are told."""
+    pool: Any = stage.shop.sync_engine.pool
+    stage.watches.pop().close()
+    # On the instance it hides any class of ours.
+    pool.connect = pool.connect
+    watched = watch(stage.shop.sync_engine, name="untimed", registry=registry)
+    await stage.get("sync")
+    snapshot = watched.snapshot()
+    assert {} == snapshot.route_checkout_seconds_total
+    assert {("GET", "/{tenant}/sync"): 0} == snapshot.route_connections
+
+
 async def test_before_it_is_routed(stage: Stage) -> None:
     """A connection that middleware holds is the route's that the request is on its way to, also when read then."""
     seen: list[dict[tuple[str, str], int]] = []
@@ -191,6 +230,8 @@ async def test_a_late_watch(stage: Stage, registry: CollectorRegistry) -> None:
     await stage.shop.holding.wait()
     owner = ("GET", "/{tenant}/hang")
     assert {NOBODY: 2, owner: 1} == stage.owners()
+    (trace,) = [each.trace for each in stage.watches[0]._ledger.slots.values() if each.held is not None]
+    assert told(trace).startswith("Shop.hang (")
     stage.shop.go_on.set()
     await hanging
     assert {NOBODY: 2, owner: 1} == stage.owners()

@@ -19,7 +19,7 @@ from starlette.routing import Host, Route, Router
 
 from asgi import Copying, Events
 from poolwatch import PoolWatchMiddleware, watch
-from poolwatch.requests import Account, current
+from poolwatch.requests import Account, Terms, current
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -45,7 +45,7 @@ class Body:
 @pytest.mark.parametrize("headers", [None, [()], 7])
 def test_a_scope_that_is_none(headers: Any) -> None:
     """A request that succeeded does not fail at its end for headers that are none of ASGI's."""
-    account = Account(scope := request(headers=headers), lambda _scope: ("GET", "/"), 1)
+    account = Account(scope := request(headers=headers), Terms(lambda _scope: ("GET", "/"), 1))
     account.slim()
     assert scope is account.scope
 
@@ -130,9 +130,9 @@ def test_read_between_two_holds(registry: CollectorRegistry, engine: Engine, *, 
             super().gave_back(slot, seconds)
 
     def use_twice() -> None:
-        current.set(Read(object(), lambda _: ("GET", "/first"), 2))
+        current.set(Read(object(), Terms(lambda _: ("GET", "/first"), 2)))
         with closing(engine.connect()):
-            current.set(Account(object(), lambda _: ("GET", "/second"), 2))
+            current.set(Account(object(), Terms(lambda _: ("GET", "/second"), 2)))
             engine.connect().close()
 
     copy_context().run(use_twice)

@@ -32,6 +32,7 @@ async def test_left_out(stage: Stage) -> None:
     assert "GET /shop/{page} is over and a connection of pool 'orders' is still out" in line
     for _ in range(2):
         assert (1, []) == (await stage.count(), stage.lines())
+    assert {("GET", "/shop/{page}"): 1} == stage.watched.snapshot().route_unreturned_total
     await stage.give_back()
     for _ in range(2):
         assert 1 == await stage.count()

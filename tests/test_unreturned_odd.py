@@ -34,7 +34,7 @@ pytest_plugins = ["leaving"]
 @pytest.mark.anyio
 async def test_given_back_by_a_thread_at_the_end(stage: Stage) -> None:
     """What a thread is giving back at the moment of the end is not out."""
-    account = requests.Account(object(), lambda _: ("GET", "/"), 1)
+    account = requests.Account(object(), requests.Terms(lambda _: ("GET", "/"), 1))
     await stage.take()
     await stage.give_back()
     (slot,) = stage.watched._ledger.slots.values()
@@ -80,7 +80,7 @@ async def test_a_watch_that_was_closed(stage: Stage, registry: CollectorRegistry
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("broken", ["count", "endings"])
+@pytest.mark.parametrize("broken", ["miss", "endings"])
 async def test_an_error_of_our_own(stage: Stage, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """It never reaches a request or a reader."""
 
@@ -88,16 +88,12 @@ async def test_an_error_of_our_own(stage: Stage, monkeypatch: pytest.MonkeyPatch
         def append(self, _each: object) -> None:
             raise ZeroDivisionError
 
-    def count(counted: Ledger, *event: str) -> None:
-        if event == ("unreturned_total",):
-            raise ZeroDivisionError
-        counted._note(event)
-
+    ledger = stage.watched._ledger
     with monkeypatch.context() as patch:
-        if broken == "count":
-            patch.setattr(Ledger, "count", count)
+        if broken == "miss":
+            patch.setattr(ledger.usage, "miss", Broken().append)
         else:
-            patch.setattr(stage.watched._ledger, "endings", Broken())
+            patch.setattr(ledger, "endings", Broken())
         assert 200 == (await stage.request(stage.take)).status_code
         await stage.judged()
     assert 1 == stage.watched.snapshot().internal_errors_total
@@ -151,7 +147,7 @@ def _collector() -> Iterator[None]:
 def test_collected_at_the_end() -> None:
     """What the garbage collector gives back while the rest is noted takes nobody else off the list."""
     ledger = Ledger(clock=time.monotonic, wall=time.time)
-    account = requests.Account(object(), lambda _: ("GET", "/"), 1)
+    account = requests.Account(object(), requests.Terms(lambda _: ("GET", "/"), 1))
     slots = [Slot(ledger, ledger) for _ in range(1000)]
     for slot in slots:
         slot.held = 1.0

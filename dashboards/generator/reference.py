@@ -18,7 +18,7 @@ def _label(metric: Metric) -> str:
 
 def _row(metric: Metric) -> str:
     kind = "gauge" if metric.kind == "info" else metric.kind
-    only = " Only with `per_connection=True`." if metric.optional else ""
+    only = f" Only with `{metric.optional}`." if metric.optional else ""
     return f"| `{metric.field}` | {kind} | {_label(metric)} | {metric.help}{only} |"
 
 

@@ -106,6 +106,14 @@ def authorize(value: object) -> None:
         raise ArgumentTypeError(msg)
 
 
+def flag(name: str, value: object) -> bool:
+    """Return *value*, the argument *name*, if it is true or false."""
+    if not isinstance(value, bool):
+        msg = f"{name} must be True or False, got {type(value).__name__}; leave it out for False"
+        raise ArgumentTypeError(msg)
+    return value
+
+
 def max_routes(value: object) -> int:
     """Return *value* if it is a number of routes."""
     if not isinstance(value, int) or isinstance(value, bool):

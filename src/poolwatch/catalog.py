@@ -42,7 +42,7 @@ class Metric:
         labels: Those beside ``pool``.
         buckets: Upper bounds in seconds, of histograms only.
         merge: How the values of several worker processes add up, in prometheus_client's terms.
-        optional: Exported only with ``per_connection=True``.
+        optional: The argument that it takes to have it exported; empty for none.
     """
 
     field: str
@@ -51,7 +51,7 @@ class Metric:
     labels: tuple[Label, ...] = ()
     buckets: tuple[float, ...] = ()
     merge: Merge = "sum"
-    optional: bool = False
+    optional: str = ""
 
     @property
     def name(self) -> str:
@@ -154,7 +154,7 @@ CATALOG: tuple[Metric, ...] = (
         "Unix time at which the connection in this slot was established.",
         (Label("slot"),),
         merge="liveall",
-        optional=True,
+        optional="per_connection=True",
     ),
     Metric(
         "connection_last_activity_timestamp_seconds",
@@ -162,7 +162,7 @@ CATALOG: tuple[Metric, ...] = (
         "Unix time at which the server last heard from the connection in this slot.",
         (Label("slot"),),
         merge="liveall",
-        optional=True,
+        optional="per_connection=True",
     ),
     Metric(
         "connection_deadline_timestamp_seconds",
@@ -170,7 +170,7 @@ CATALOG: tuple[Metric, ...] = (
         "Unix time at which the connection in this slot reaches its inactivity limit unless used before.",
         (Label("slot"),),
         merge="liveall",
-        optional=True,
+        optional="per_connection=True",
     ),
     Metric(
         "inactivity_limit_seconds",
@@ -306,6 +306,28 @@ CATALOG: tuple[Metric, ...] = (
         "Seconds that requests of this route held connections, those still held included: its rate is how many the"
         " route holds on average.",
         _OWNER,
+    ),
+    Metric(
+        "route_checkout_seconds_total",
+        "counter",
+        "Seconds it took requests of this route to get those connections: queueing, connecting, pinging.",
+        _OWNER,
+        optional="route_details=True",
+    ),
+    Metric(
+        "route_connections",
+        "gauge",
+        "Connections that requests of this route hold now.",
+        _OWNER,
+        merge="livesum",
+        optional="route_details=True",
+    ),
+    Metric(
+        "route_unreturned_total",
+        "counter",
+        "Connections still out when the request of this route that took them had wholly ended.",
+        _OWNER,
+        optional="route_details=True",
     ),
 )
 BY_FIELD = {metric.field: metric for metric in CATALOG}

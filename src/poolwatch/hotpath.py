@@ -12,6 +12,7 @@ from weakref import ref
 
 from poolwatch.ledger import FOLD_AT
 from poolwatch.requests import current
+from poolwatch.traces import here
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def checkout_listener(
                     ledger.survived = now - active
                 slot.active = now
             slot.arrived = True
-            slot.caller = request()
+            slot.caller = caller = request()
             # With a callback, because Python 3.15 clears those without one too late for us to see.
             slot.proxy = ref(proxy, ignore)
+            if caller is not None:
+                slot.trace = here() if caller.terms.traces else ()
         except Exception as error:
             if getattr(error, MEANT, False):
                 raise

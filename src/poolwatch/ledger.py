@@ -215,10 +215,11 @@ class Ledger:
             counts["checkouts_total",] += self.checkouts.snapshot().count
             counts["checkout_failures_total", "timeout"] += self.timeouts.snapshot().count
             counts["pre_pings_total",] += self.pings.snapshot().count
+            counts["unreturned_total",] = self.usage.unreturned
             return counts, durations, self._trouble
 
-    def read_usage(self) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
-        """Return checkouts and seconds held by method and route, open holds included, as of the last fold."""
+    def read_usage(self) -> Mapping[str, Mapping[tuple[str, str], float]]:
+        """Return the families that tell routes apart, by field, open holds included, as of the last fold."""
         now = self.clock()
         with self._lock:
             open_holds = [(slot.account, slot.held) for slot in list(self.slots.values())]

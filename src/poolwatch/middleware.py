@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, make_asgi_app
 
 from poolwatch import arguments
 from poolwatch.errors import PoolwatchError
-from poolwatch.requests import Account, current
+from poolwatch.requests import Account, Terms, current
 from poolwatch.routes import Routes
 from poolwatch.unreturned import close
 from poolwatch.watch import watch, watches
@@ -42,7 +42,11 @@ class PoolWatchMiddleware:
             has an endpoint of its own.
         registry: What is served, and where engines given here are registered.
         authorize: Called with the scope of each scrape, sync or async; a false answer is a 403.
+        route_details: Export three more series for each route: seconds spent getting connections, connections held
+            now, connections not given back.
         max_routes: How many routes each pool tells apart; connections of any further one are counted as ``other``.
+        trace_checkouts: Say in the log line about a connection that was not given back where in the code it was checked
+            out: functions, files and lines, read at each checkout.
 
     Raises:
         ArgumentTypeError: An argument has the wrong type.
@@ -58,7 +62,9 @@ class PoolWatchMiddleware:
         metrics_path: str | None = "/metrics",
         registry: CollectorRegistry = REGISTRY,
         authorize: Callable[[Scope], bool | Awaitable[bool]] | None = None,
+        route_details: bool = False,
         max_routes: int = 100,
+        trace_checkouts: bool = False,
     ) -> None:
         self.app = app
         self._engines = arguments.engine_list(engine, engines)
@@ -66,8 +72,12 @@ class PoolWatchMiddleware:
         self._registry = arguments.registry(registry)
         arguments.authorize(authorize)
         self._authorize = authorize
-        self._most = arguments.max_routes(max_routes)
-        self._routes = Routes()
+        self._terms = Terms(
+            Routes(),
+            arguments.max_routes(max_routes),
+            details=arguments.flag("route_details", route_details),
+            traces=arguments.flag("trace_checkouts", trace_checkouts),
+        )
         self._exposition = make_asgi_app(registry)
         self._made: list[Watch] | None = None
         self._warned = False
@@ -88,7 +98,7 @@ class PoolWatchMiddleware:
             # Of two of us around one application, the outer one knows when the request has ended.
             await self.app(scope, receive, send)
             return
-        account = Account(scope, self._routes, self._most)
+        account = Account(scope, self._terms)
         current.set(account)
         try:
             await self.app(scope, receive, send)
@@ -160,7 +170,8 @@ class PoolWatchMiddleware:
 def _path_below_root(scope: Scope) -> str:
     """Return the path without the server's or mount's prefix, which servers do and do not repeat in it."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
+    # Some servers have none.
+    root: str = (scope.get("root_path") or "").rstrip("/")
     if root and (path == root or path.startswith(root + "/")):
         path = path[len(root) :]
     return path.rstrip("/")

@@ -162,7 +162,10 @@ class PoolReader:
     ) -> tuple[PoolSnapshot, str | None]:
         ledger = self._ledger
         counts, durations, trouble = ledger.read()
-        route_checkouts, route_holds = ledger.read_usage()
+        optional: dict[str, Any] = self._by_slot(settings, live) if self._per_connection else {}
+        routes: dict[str, Any] = dict(ledger.read_usage())
+        if not self._timed:
+            routes.pop("route_checkout_seconds_total", None)
         found = census((connection for _, connection in live), ledger.wall())
         limits: dict[str, float] = dict(ledger.configured)
         for slot, _ in live:
@@ -220,9 +223,8 @@ class PoolReader:
             hold_duration_seconds=durations["hold_duration_seconds"],
             idle_duration_seconds=durations["idle_duration_seconds"],
             connection_lifetime_seconds=durations["connection_lifetime_seconds"],
-            route_checkouts_total=route_checkouts,
-            route_hold_seconds_total=route_holds,
-            **(self._by_slot(settings, live) if self._per_connection else {}),
+            **routes,
+            **optional,
         )
         return snapshot, trouble
 

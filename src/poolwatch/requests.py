@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,23 @@ _KEPT = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a middleware's operator wants to know of its requests.
+
+    Attributes:
+        route_of: Returns the method and the route's template of a scope.
+        most: How many routes a pool tells apart.
+        details: Export the families that are optional.
+        traces: Keep where in the code each connection is checked out.
+    """
+
+    route_of: Callable[[Any], tuple[str, str]]
+    most: int
+    details: bool = False
+    traces: bool = False
+
+
 class Account:
     """One request, as the connections know it that are checked out on its behalf.
 
@@ -28,8 +46,7 @@ class Account:
 
     Attributes:
         scope: The ASGI scope; ``None`` once the route is known.
-        route_of: Returns the method and the route's template of a scope.
-        most: How many routes a pool tells apart.
+        terms: What is to be known of it.
         owner: Method and route's template; ``None`` until somebody needed it.
         ledger: That of the pool it had its latest connection of; ``None`` if it had none.
         ended: The request is over, background tasks included.
@@ -37,12 +54,11 @@ class Account:
         missing: Those of them that were found out after the end, each with whether that was logged; ``None`` before.
     """
 
-    __slots__ = ("ended", "ledger", "missing", "most", "owner", "route_of", "scope", "taken")
+    __slots__ = ("ended", "ledger", "missing", "owner", "scope", "taken", "terms")
 
-    def __init__(self, scope: Any, route_of: Callable[[Any], tuple[str, str]], most: int) -> None:
+    def __init__(self, scope: Any, terms: Terms) -> None:
         self.scope = scope
-        self.route_of = route_of
-        self.most = most
+        self.terms = terms
         self.owner: tuple[str, str] | None = None
         self.ended = False
         self.taken: dict[Any, Any] = {}
@@ -54,7 +70,7 @@ class Account:
         # In this order: another thread lets the scope go once there is an owner.
         scope, owner = self.scope, self.owner
         if owner is None:
-            owner = self.owner = self.route_of(scope)
+            owner = self.owner = self.terms.route_of(scope)
         if self.ended:
             self.scope = None
         return owner

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from poolwatch.requests import Account
+    from poolwatch.traces import Trace
 
 
 class Retirement(NamedTuple):
@@ -57,6 +58,7 @@ class Slot:
         returned: When it was last checked in.
         held: When it was last handed out, while it is out.
         caller: The request that the last ``checkout`` event was seen in; ``None`` outside any.
+        trace: Where in the code that was; empty if nobody asked for it.
         account: The request on whose behalf it was last handed out; ``None`` if that is not known to be one.
         arrived: A ``checkout`` event fired and the caller does not have the connection yet.
         fresh: No checkout has been dispatched since the connection was established.
@@ -115,6 +117,7 @@ class Slot:
         "sent",
         "serial",
         "silence",
+        "trace",
     )
 
     def __init__(self, record: Any, pool: Any) -> None:
@@ -140,6 +143,7 @@ class Slot:
         self.returned: float | None = None
         self.held: float | None = None
         self.caller: Account | None = None
+        self.trace: Trace = ()
         self.account: Account | None = None
         self.arrived = False
         self.fresh = True

@@ -64,7 +64,8 @@ class PoolSnapshot:
     """One pool at one moment. Each field is the family of that name in the metric catalogue.
 
     Mappings are keyed by label value, or by a tuple of them where a family has two labels. Moments are Unix times;
-    ``inf`` where there is none. ``None`` means unknown, or not to be had with this pool.
+    ``inf`` where there is none. ``None`` means unknown, or not to be had with this pool. Families that nobody has asked
+    for are empty.
     """
 
     connections: Mapping[str, int]
@@ -104,6 +105,9 @@ class PoolSnapshot:
     connection_lifetime_seconds: HistogramSnapshot
     route_checkouts_total: Mapping[tuple[str, str], int]
     route_hold_seconds_total: Mapping[tuple[str, str], float]
+    route_checkout_seconds_total: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    route_connections: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    route_unreturned_total: Mapping[tuple[str, str], int] = field(default_factory=dict)
     connection_created_timestamp_seconds: Mapping[str, float] = field(default_factory=dict)
     connection_last_activity_timestamp_seconds: Mapping[str, float] = field(default_factory=dict)
     connection_deadline_timestamp_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -53,10 +53,10 @@ class TimedPool:
         self.stopped.append(True)
         return not self._ledger.pending
 
-    def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901
+    def _method(self, base: type[Pool], pool: Pool) -> Callable[[Pool], PoolProxiedConnection]:  # noqa: C901, PLR0915
         ledger, clock, pending, key = self._ledger, self._ledger.clock, self._ledger.pending, self._ledger.key
         enter, leave, stopped = pending.append, pending.remove, self.stopped
-        observe, observe_idle = ledger.checkouts.observe, ledger.idles.observe
+        observe, observe_idle, wait = ledger.checkouts.observe, ledger.idles.observe, ledger.usage.wait
         original, overflow, most = base.connect, privates.overflow, privates.most_overflow(pool)
         queues = most < inf
 
@@ -95,6 +95,7 @@ class TimedPool:
                     if slot.account is not None:
                         slot.account.took(slot, ledger)
                     observe(now - began)
+                    wait((slot.account, now - began))
                     if slot.returned is not None:
                         observe_idle(now - slot.returned)
                         slot.returned = None

@@ -12,11 +12,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from poolwatch.requests import OTHER, UNMATCHED, late
+from poolwatch.traces import told
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from poolwatch.ledger import Ending, Ledger
     from poolwatch.requests import Account
+    from poolwatch.traces import Trace
 
 logger = logging.getLogger("poolwatch")
 
@@ -100,13 +102,13 @@ def _judge(ledger: Ledger, ending: Ending) -> None:
     # The slot is its record's own until the watch is closed, and notes the end of the hold until then.
     if slot.held != held or record is None or (record.record_info or {}).get(ledger.key) is not slot:
         return
-    ledger.count("unreturned_total")
+    ledger.usage.miss(account)
     if account.missing is None:
         account.missing = {}
-    account.missing[slot] = _tell(ledger, account, ledger.clock() - held)
+    account.missing[slot] = _tell(ledger, account, slot.trace, ledger.clock() - held)
 
 
-def _tell(ledger: Ledger, account: Account, seconds: float) -> bool:
+def _tell(ledger: Ledger, account: Account, trace: Trace, seconds: float) -> bool:
     """Log that a connection is missing, and return whether that was not too soon after the last such line."""
     owner, now = account.resolve(), ledger.clock()
     key = ledger.name, owner
@@ -118,11 +120,12 @@ def _tell(ledger: Ledger, account: Account, seconds: float) -> bool:
         _lines.clear()
     _lines[key] = now, 0
     logger.warning(
-        "poolwatch: %s %s is over and a connection of pool %r is still out that it took %.1f s ago; give connections"
+        "poolwatch: %s %s is over and a connection of pool %r is still out that it took %.1f s ago%s; give connections"
         " back in the request that takes them%s",
         *owner,
         ledger.name,
         seconds,
+        f" in {told(trace)}" if trace else "",
         f" ({skipped} more since the last such line)" if skipped else "",
     )
     return True

@@ -1,95 +1,171 @@
-"""Who used the pool: what each request's holds add up to, by method and route."""
+"""Who used the pool: what each request's connections add up to, by method and route."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, TypeVar
 
 from poolwatch.histogram import Histogram
 from poolwatch.requests import NOBODY, OTHER, UNMATCHED
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from poolwatch.histogram import HistogramSnapshot
     from poolwatch.requests import Account
 
     Owner = tuple[str, str]
 
+T = TypeVar("T")
+
+
+class Total:
+    """What an owner has had of the pool.
+
+    Attributes:
+        checkouts: Connections handed out.
+        waited: Seconds it took to get them.
+        held: Seconds for which they were out.
+    """
+
+    __slots__ = ("checkouts", "held", "waited")
+
+    def __init__(self) -> None:
+        self.checkouts = 0
+        self.held = self.waited = 0.0
+
+    def hold(self, seconds: float) -> None:
+        """Add a connection that was out for *seconds*; below zero (a clock set back) counts as zero."""
+        self.checkouts += 1
+        self.held += max(seconds, 0.0)
+
+    def add(self, other: Total) -> None:
+        """Add what *other* has had."""
+        self.checkouts += other.checkouts
+        self.held += other.held
+        self.waited += other.waited
+
+    def at_least(self, other: Total) -> None:
+        """Take nothing off what *other* has had."""
+        self.checkouts = max(self.checkouts, other.checkouts)
+        self.held = max(self.held, other.held)
+        self.waited = max(self.waited, other.waited)
+
 
 class Usage:
-    """The holds of one pool that began on behalf of a request.
+    """The connections of one pool, by whom they were handed out to.
 
-    ``note`` is the ``append`` of the list ``backlog``, of accounts and seconds: safe in any thread and inside the
-    garbage collector. Everything else is called by one caller at a time.
+    ``note``, ``wait`` and ``miss`` are the ``append`` of lists: safe in any thread and inside the garbage collector.
+    Everything else is called by one caller at a time.
 
     Args:
         bounds: The buckets of ``durations``.
         trouble: Told of an error of our own.
 
     Attributes:
-        durations: How long they took.
+        durations: How long the holds took that began on behalf of a request.
+        note: Takes the account and the seconds of such a hold that has ended.
+        backlog: Those that were not folded yet.
+        wait: Takes the account of a checkout, ``None`` outside any request, and the seconds until it had a connection.
+        miss: Takes the account of a request that is over and has left a connection out.
     """
 
     def __init__(self, bounds: tuple[float, ...], trouble: Callable[[str], None]) -> None:
         self.durations = Histogram(bounds)
         self.backlog: list[tuple[Account, float]] = []
         self.note: Callable[[tuple[Account, float]], None] = self.backlog.append
+        self._waits: list[tuple[Account | None, float]] = []
+        self.wait: Callable[[tuple[Account | None, float]], None] = self._waits.append
+        self._missed: list[Account] = []
+        self.miss: Callable[[Account], None] = self._missed.append
         self._trouble = trouble
         # Of requests that go on and whose route nobody has asked for yet.
-        self._waiting: dict[Account, list[float]] = {}
-        self._ended: dict[Owner, list[float]] = {}
-        self._shown: dict[Owner, tuple[float, float]] = {}
+        self._waiting: dict[Account, Total] = {}
+        self._ended: dict[Owner, Total] = {}
+        self._outside = Total()
+        self._shown: dict[Owner, Total] = {}
+        self._unreturned: Counter[Owner] = Counter()
         self._routes: set[str] = set()
+        self._detailed = False
+
+    @property
+    def unreturned(self) -> int:
+        """How many connections were still out when their request was over, as of the last fold."""
+        return self._unreturned.total()
 
     def clear(self) -> None:
         """Forget everything."""
         self.durations.clear()
-        for each in (self.backlog, self._waiting, self._ended, self._shown, self._routes):
+        for each in (self.backlog, self._waits, self._missed, self._waiting, self._ended, self._shown):
             each.clear()
+        self._outside = Total()
+        self._unreturned.clear()
+        self._routes.clear()
+        self._detailed = False
 
     def fold(self) -> None:
-        """Book the holds that wait in the backlog; one below zero (a clock set back) counts as zero."""
-        batch = self.backlog[:]
-        # Only what was copied: others append meanwhile.
-        del self.backlog[: len(batch)]
-        for account, seconds in batch:
-            lasted = max(seconds, 0.0)
-            self.durations.observe(lasted)
-            _add(self._waiting.setdefault(account, [0, 0.0]), 1, lasted)
+        """Book what waits in the lists."""
+        for account, seconds in _taken(self.backlog):
+            self.durations.observe(max(seconds, 0.0))
+            self._waiting.setdefault(account, Total()).hold(seconds)
+        for who, seconds in _taken(self._waits):
+            total = self._outside if who is None else self._waiting.setdefault(who, Total())
+            total.waited += max(seconds, 0.0)
+        self._unreturned.update(self._label(account) for account in _taken(self._missed))
         self.durations.fold()
         # Before the end a route may not be decided yet, and this may be a listener.
         self._settle([each for each in self._waiting if each.owner is not None or each.ended])
 
     def read(
         self, held: Iterable[tuple[Account | None, float]], outside: HistogramSnapshot
-    ) -> tuple[dict[Owner, int], dict[Owner, float]]:
-        """Return checkouts and seconds held, by method and route, after a fold.
+    ) -> Mapping[str, Mapping[Owner, float]]:
+        """Return the families that tell routes apart, by field and then by method and route, after a fold.
+
+        The optional ones are among them once a middleware has asked for them.
 
         Args:
             held: The owner of each open hold, and the seconds it has lasted.
             outside: The ended holds that began outside any request.
         """
         self._settle(list(self._waiting))
-        totals = {owner: [*total] for owner, total in self._ended.items()}
-        _add(totals.setdefault(NOBODY, [0, 0.0]), outside.count, outside.sum)
+        totals: dict[Owner, Total] = {NOBODY: Total()}
+        for owner, ended in self._ended.items():
+            totals.setdefault(owner, Total()).add(ended)
+        nobody = totals[NOBODY]
+        nobody.add(self._outside)
+        nobody.checkouts += outside.count
+        nobody.held += outside.sum
+        holding: Counter[Owner] = Counter()
         for account, seconds in held:
             owner = NOBODY if account is None else self._label(account)
-            _add(totals.setdefault(owner, [0, 0.0]), 1, max(seconds, 0.0))
-        for owner, (count, seconds) in totals.items():
-            before = self._shown.get(owner, (0, 0.0))
+            totals.setdefault(owner, Total()).hold(seconds)
+            holding[owner] += 1
+        for owner, total in totals.items():
             # A hold that ends while this is read is in neither list; what was shown once stays.
-            if count or before[0]:
-                self._shown[owner] = (max(count, before[0]), max(seconds, before[1]))
-        checkouts = {owner: int(count) for owner, (count, _) in self._shown.items()}
-        return checkouts, {owner: seconds for owner, (_, seconds) in self._shown.items()}
+            total.at_least(self._shown.get(owner, total))
+            if total.checkouts:
+                self._shown[owner] = total
+        families: dict[str, Mapping[Owner, float]] = {
+            "route_checkouts_total": {owner: total.checkouts for owner, total in self._shown.items()},
+            "route_hold_seconds_total": {owner: total.held for owner, total in self._shown.items()},
+        }
+        if self._detailed:
+            families |= {
+                "route_checkout_seconds_total": {owner: total.waited for owner, total in self._shown.items()},
+                "route_connections": {owner: holding[owner] for owner in self._shown},
+                "route_unreturned_total": {owner: self._unreturned[owner] for owner in self._shown},
+            }
+        return families
 
     def _settle(self, accounts: list[Account]) -> None:
         for account in accounts:
-            _add(self._ended.setdefault(self._label(account), [0, 0.0]), *self._waiting.pop(account))
+            self._ended.setdefault(self._label(account), Total()).add(self._waiting.pop(account))
 
     def _label(self, account: Account) -> Owner:
         """Return the owner as it is exported: routes past the cap are one."""
+        terms = account.terms
+        self._detailed = self._detailed or terms.details
         try:
             method, route = account.resolve()
         except Exception as error:  # noqa: BLE001
@@ -97,12 +173,14 @@ class Usage:
             method, route = account.owner = (OTHER, UNMATCHED)
             account.scope = None
         if route not in self._routes and route not in {UNMATCHED, OTHER}:
-            if len(self._routes) >= account.most:
+            if len(self._routes) >= terms.most:
                 return method, OTHER
             self._routes.add(route)
         return method, route
 
 
-def _add(total: list[float], count: float, seconds: float) -> None:
-    total[0] += count
-    total[1] += seconds
+def _taken(backlog: list[T]) -> list[T]:
+    """Return what is in *backlog*, and take no more than that off it: others append meanwhile."""
+    batch = backlog[:]
+    del backlog[: len(batch)]
+    return batch

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.pool import QueuePool
 
 from poolwatch import watch
-from poolwatch.requests import Account, current
+from poolwatch.requests import Account, Terms, current
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ def cycle_seconds(made: Engine) -> float:
 
 def request_seconds(made: Engine) -> float:
     """Return the seconds that one round of checkouts and checkins takes in a request."""
-    account = Account(object(), lambda _: ("GET", "/items/{id}"), 100)
+    account = Account(object(), Terms(lambda _: ("GET", "/items/{id}"), 100))
     current.set(account)
     seconds = cycle_seconds(made)
     current.set(None)

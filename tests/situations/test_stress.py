@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from poolwatch.requests import NOBODY, Account, current
+from poolwatch.requests import NOBODY, Account, Terms, current
 from stage import OLDEST, ending
 from support import Reader, moved, run, until
 
@@ -80,7 +80,7 @@ async def _use(stage: Stage, engine: AsyncEngine, chance: random.Random) -> None
     await asyncio.sleep(chance.random() * 2)
     patience = chance.choice([0.0006, 0.0012, 0.002, 0.003, 0.005, 0.05, 0.2, 1.0])
     if chance.random() < 0.7:
-        current.set(Account(object(), lambda _: ("GET", "/items/{id}"), 1))
+        current.set(Account(object(), Terms(lambda _: ("GET", "/items/{id}"), 1)))
     nap, invalidates = chance.choice([0, 0, 0.01, 0.03, 0.1]), chance.random() < 0.05
 
     async def work() -> None:
