@@ -59,6 +59,8 @@ def test_bad_arguments_of_watch(
         ({"metrics_path": "/metrics?x"}, ArgumentError, "metrics_path"),
         ({"metrics_path": 5}, ArgumentTypeError, "metrics_path"),
         ({"max_routes": -1}, ArgumentError, "max_routes"),
+        ({"route_details": 1}, ArgumentTypeError, "route_details"),
+        ({"trace_checkouts": "yes"}, ArgumentTypeError, "trace_checkouts"),
         ({"max_routes": 1.5}, ArgumentTypeError, "max_routes"),
         ({"max_routes": True}, ArgumentTypeError, "max_routes"),
         ({"registry": None}, ArgumentTypeError, "registry"),

@@ -11,9 +11,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import BaseRoute, Mount, Route
 
-from asgi import application, client, hello
+from asgi import Events, application, client, foreign, hello
 from poolwatch import PoolWatchMiddleware
 from poolwatch.watch import watches
 
@@ -122,6 +122,14 @@ async def test_behind_a_root_path(engine: AsyncEngine, registry: CollectorRegist
         assert 404 == (await http.get("/apimetrics")).status_code
 
 
+async def test_a_root_path_of_none(registry: CollectorRegistry) -> None:
+    """Some servers have none to tell; that fails no request."""
+    scope = {"type": "http", "method": "GET", "path": "/", "root_path": None, "headers": []}
+    events = Events()
+    await PoolWatchMiddleware(foreign, registry=registry)(scope, events.receive, events.send)
+    assert "http.response.start" == events.sent[0]
+
+
 async def test_inside_a_mount(engine: AsyncEngine, registry: CollectorRegistry) -> None:
     """In a mounted application the path is below the mount, whatever the tenant."""
     inner = application(engine=engine, registry=registry)
@@ -158,6 +166,35 @@ async def test_nothing_watched(registry: CollectorRegistry, caplog: pytest.LogCa
             assert 200 == (await http.get("/metrics")).status_code
     (record,) = [each for each in caplog.records if each.name == "poolwatch"]
     assert "watch(engine)" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("route", "theirs"),
+    [
+        (Route("/metrics", hello), True),
+        (Mount("/metrics", foreign), True),
+        (Mount("/", foreign), False),
+        (Route("/{path:path}", hello), False),
+        (Mount("/metrics/more", foreign), False),
+    ],
+)
+@pytest.mark.parametrize("mounted", [False, True])
+async def test_an_endpoint_of_the_applications(
+    engine: AsyncEngine,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    route: BaseRoute,
+    theirs: bool,
+    mounted: bool,
+) -> None:
+    """Whoever puts us before metrics of their own is told once, with the remedy."""
+    app = Starlette(routes=[route])
+    app.add_middleware(PoolWatchMiddleware, engine=engine, registry=registry)
+    async with client(Starlette(routes=[Mount("/{tenant}", app)]) if mounted else app) as http:
+        for _ in range(2):
+            assert "sqlalchemy_pool_size" in (await http.get("/blue/metrics" if mounted else "/metrics")).text
+    assert theirs == sum("metrics_path=None" in each.getMessage() for each in caplog.records)
 
 
 async def test_several_engines_with_names(engine: AsyncEngine, registry: CollectorRegistry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, make_asgi_app
@@ -80,7 +81,7 @@ class PoolWatchMiddleware:
         )
         self._exposition = make_asgi_app(registry)
         self._made: list[Watch] | None = None
-        self._warned = False
+        self._scraped = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a scrape, or pass the event on."""
@@ -158,13 +159,32 @@ class PoolWatchMiddleware:
             if not allowed:
                 await _answer(_without_body(send) if method == "HEAD" else send, 403, b"Forbidden.\n")
                 return
-        if not self._warned and not watches(self._registry):
-            self._warned = True
-            logger.warning(
-                "poolwatch: /metrics was asked for and no engine is watched; call watch(engine), or give the"
-                " middleware engine=..., with the same registry"
-            )
+        if not self._scraped:
+            self._scraped = True
+            self._look_around(scope)
         await self._exposition(_readable(scope), receive, _without_body(send) if method == "HEAD" else send)
+
+    def _look_around(self, scope: Scope) -> None:
+        """Say what the first scrape finds that nobody can have meant."""
+        if not watches(self._registry):
+            logger.warning(
+                "poolwatch: %s was asked for and no engine is watched; call watch(engine), or give the middleware"
+                " engine=..., with the same registry",
+                self._path,
+            )
+        # Routes of the application's making may raise.
+        with suppress(Exception):
+            # A mount matches with the slash alone.
+            for path in (scope["path"], scope["path"] + "/"):
+                _, template = self._terms.route_of({**scope, "path": path})
+                if self._path and template.removesuffix("/{path:path}").endswith(self._path):
+                    logger.warning(
+                        "poolwatch: the application has a route for %s, which poolwatch answers in its place; if that"
+                        " one serves metrics that are not here, give the middleware metrics_path=None, and the"
+                        " application's own shows the pools too where it serves the same registry",
+                        self._path,
+                    )
+                    return
 
 
 def _path_below_root(scope: Scope) -> str:
