@@ -124,7 +124,7 @@ async def test_behind_a_root_path(engine: AsyncEngine, registry: CollectorRegist
 
 async def test_a_root_path_of_none(registry: CollectorRegistry) -> None:
     """Some servers have none to tell; that fails no request."""
-    scope = {"type": "http", "method": "GET", "path": "/", "root_path": None, "headers": []}
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "root_path": None, "headers": []}
     events = Events()
     await PoolWatchMiddleware(foreign, registry=registry)(scope, events.receive, events.send)
     assert "http.response.start" == events.sent[0]
