@@ -64,7 +64,8 @@ class Shop:
             Mount("/shops/{shop}", routes=[Route("/orders/{order:int}", self._hold)]),
             Route("/keep", self._keep, methods=["POST"]),
         ]
-        self.app = Starlette(routes=routes, middleware=[Middleware(PoolWatchMiddleware, registry=registry)])
+        ours = Middleware(PoolWatchMiddleware, registry=registry, route_details=True)
+        self.app = Starlette(routes=routes, middleware=[ours])
 
     async def _hold(self, request: Request) -> PlainTextResponse:
         async with self._engine(request.query_params["pool"]).connect():

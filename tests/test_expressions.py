@@ -39,8 +39,8 @@ RECORDED = {
 RULED = {f"{rule.title} {place}": rule.expr for place, rule in enumerate(RULES)}
 PANELLED = QUERIES | MARKS | RECORDED
 EXPRESSIONS = PANELLED | RULED
-# Only with per_connection=True, so nothing but the row on single connections may ask for them.
-SINGLE_CONNECTIONS = "What does each connection of $detail do?"
+# Families that it takes an argument to have: nothing but the row that names it may ask for them.
+ARGUMENTS = ("per_connection=True", "route_details=True")
 # Families that neither the dashboard nor a rule asks for, and why.
 UNASKED: dict[str, str] = {}
 
@@ -165,18 +165,24 @@ def test_every_family_is_asked_for() -> None:
     assert all(UNASKED.values())
 
 
-def test_optional_families_are_asked_for_in_their_own_row_alone() -> None:
-    """Protects teams that do not pay for a series per connection: no other panel and no rule depends on them."""
-    optional = {metric.name for metric in CATALOG if metric.optional}
-    (row,) = (panel for panel in PANELS if panel["title"].startswith(SINGLE_CONNECTIONS))
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_optional_families_are_asked_for_in_their_own_row_alone(argument: str) -> None:
+    """Protects teams that do not pay for more series: no other panel and no rule depends on them."""
+    optional = {metric.name for metric in CATALOG if metric.optional == argument}
+    (row,) = (panel for panel in PANELS if panel["title"].endswith(f"(only with {argument})"))
     own = {f"{panel['title']} {target['refId']}" for panel in row["panels"] for target in panel["targets"]}
     asking = {
         place
         for place, expression in EXPRESSIONS.items()
         if optional & {name for name, _ in series.findall(expression)}
     }
-    assert asking <= own | {f"{place} recorded" for place in own}
     assert asking
+    assert asking <= own | {f"{place} recorded" for place in own}
+
+
+def test_every_optional_family_has_its_row() -> None:
+    """Protects who turns something on, and looks for it."""
+    assert {"", *ARGUMENTS} == {metric.optional for metric in CATALOG}
 
 
 def test_what_one_process_survived_is_no_hidden_limit_of_another(tmp_path: Path) -> None:

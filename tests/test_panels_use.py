@@ -28,6 +28,9 @@ pytestmark = pytest.mark.tooling
 ORDERS = "/shops/north/orders/7"
 HELD, ROUTES = "Who has the connections", "Routes that hold the most"
 KEPT = "Not given back"
+NOW, WAITED, KEPT_BY = (
+    f"{what}, by route" for what in ("Connections held now", "Time to get a connection", "Not given back")
+)
 ONE = {"pool_size": 1, "max_overflow": 0}
 
 HOGGED = Pool("hogged", options={"pool_size": 3, "max_overflow": 0})
@@ -70,7 +73,7 @@ def begun(stage: Stage) -> Iterator[None]:
     vain.cancel()
 
 
-@shows(f"{HELD} A", f"{ROUTES} A", f"{ROUTES} B", f"{ROUTES} C", "Fullest process A")
+@shows(f"{HELD} A", f"{ROUTES} A", f"{ROUTES} B", f"{ROUTES} C", "Fullest process A", f"{NOW} A", f"{WAITED} A")
 def test_a_pool_that_one_route_holds(stage: Stage) -> None:
     """Protects the answer to "who has the pool": the template of the route, while its requests still hang."""
     for _ in range(4):
@@ -89,6 +92,15 @@ def test_a_pool_that_one_route_holds(stage: Stage) -> None:
         assert held[row] * RATE_MINUTES * 60 == pytest.approx(counted[row] * seconds[row], rel=0.3)
     assert seconds[hogged] > 10 * seconds[calm]
     assert {"hogged": 1} == stage.ask("Fullest process A", HOGGED, CALM)
+    assert {HOLD: 3} == stage.ask(f"{NOW} A", HOGGED)
+    waited = stage.ask(f"{WAITED} A", HOGGED)
+    # Three of six have waited until they had one, of three that never will it does not tell.
+    (mean,) = (
+        seconds / stage.snapshot(HOGGED).route_checkouts_total[owner]
+        for owner, seconds in stage.snapshot(HOGGED).route_checkout_seconds_total.items()
+    )
+    assert {HOLD} == waited.keys()
+    assert 0 < waited[HOLD] < 3 * mean
 
 
 def test_the_alert_on_an_exhausted_pool(stage: Stage) -> None:
@@ -98,7 +110,7 @@ def test_the_alert_on_an_exhausted_pool(stage: Stage) -> None:
     assert not stage.firing("SQLAlchemyPoolExhausted", "pool") & {"calm", "quick"}
 
 
-@shows(f"{KEPT} A", f"{KEPT} B", "Time a connection is held C")
+@shows(f"{KEPT} A", f"{KEPT} B", f"{KEPT_BY} A", "Time a connection is held C")
 def test_connections_that_are_kept(stage: Stage) -> None:
     """Protects the pool from draining: what a request keeps, and what nobody gives back, each under its own name."""
     stage.ask_for("POST", "/keep", KEEPING).result(PATIENCE)
@@ -112,6 +124,7 @@ def test_connections_that_are_kept(stage: Stage) -> None:
     assert {"keeping": 1} == stage.raw("unreturned_total", KEEPING)
     assert {"leaking"} == stage.raised(f"{KEPT} B", *pools)
     assert {"leaking": 1} == stage.raw("leaks_total", LEAKING)
+    assert {KEEP} == stage.ask(f"{KEPT_BY} A", KEEPING).keys()
     assert KEEP.split()[1] in " ".join(stage.raw("route_checkouts_total", KEEPING))
     longest = stage.ask("Time a connection is held C", CUT, CALM, around="time() - ({})")
     assert {"cut"} == longest.keys()

@@ -10,6 +10,7 @@ from generator.rows import (
     checkouts,
     configuration,
     connections,
+    details,
     fleet,
     fullness,
     lifetime,
@@ -20,7 +21,20 @@ from generator.rows import (
     timeouts,
 )
 
-ROWS = (now, checkouts, fullness, timeouts, losses, lifetime, routes, fleet, configuration, processes, connections)
+ROWS = (
+    now,
+    checkouts,
+    fullness,
+    timeouts,
+    losses,
+    lifetime,
+    routes,
+    details,
+    fleet,
+    configuration,
+    processes,
+    connections,
+)
 # Every scrape sets these; `.*` for others also selects series without the label.
 ALWAYS = ("job", "instance", "pool")
 

@@ -1,0 +1,86 @@
+"""The row on routes in detail, for those who have asked for these families."""
+
+from generator.model import BARS, LEGEND_BESIDE, STACK, ZEROS_OUT_OF_LEGEND, Panel, Query, Row
+from generator.promql import WINDOW, Promql
+from generator.rows.common import A_MINUTE
+from generator.rows.routes import BY, LINES
+
+LEGEND = "{{method}} {{route}} {{job}}"
+
+
+def row(q: Promql) -> Row:
+    """Return what routes hold at this moment, wait for and keep; it needs ``route_details=True``."""
+    return Row(
+        title="Which routes wait, and which do not give back? (only with route_details=True)",
+        height=8,
+        collapsed=True,
+        panels=(_held(q), _waited(q), _kept(q)),
+    )
+
+
+def _by(q: Promql) -> str:
+    return ", ".join((*q.options.labels, "job", BY))
+
+
+def _first(q: Promql, expression: str) -> str:
+    """Return a filter for the routes with the greatest *expression*, chosen once for the whole time shown."""
+    return f"on ({_by(q)}) topk({LINES}, sum by ({_by(q)}) ({expression}))"
+
+
+def _held(q: Promql) -> Panel:
+    held = q.of("route_connections")
+    return Panel(
+        kind="timeseries",
+        title="Connections held now, by route",
+        question=(
+            "Who has them at this moment? Unlike the mean above it shows a peak as high as it was when Prometheus"
+            f" looked. The {LINES} routes that held most in the time shown."
+        ),
+        unit="short",
+        width=9,
+        queries=(
+            Query(
+                expr=f"sum by ({_by(q)}) ({held}) and {_first(q, f'max_over_time({held}[$__range] @ end())')}",
+                legend=LEGEND,
+            ),
+        ),
+        custom=STACK,
+        options=LEGEND_BESIDE,
+        overrides=(ZEROS_OUT_OF_LEGEND,),
+    )
+
+
+def _waited(q: Promql) -> Panel:
+    waited, counted = q.of("route_checkout_seconds_total"), q.of("route_checkouts_total")
+    mean = f"sum by ({_by(q)}) (rate({waited}[{WINDOW}])) / (sum by ({_by(q)}) (rate({counted}[{WINDOW}])) > 0)"
+    return Panel(
+        kind="timeseries",
+        title="Time to get a connection, by route",
+        question=(
+            "Who suffers? Mean time from asking for a connection to having it, pings and new connections included."
+            " All routes alike: the pool is full or the server is slow. One alone: it comes when others have"
+            f" taken all. The {LINES} routes that waited longest in all."
+        ),
+        unit="s",
+        width=9,
+        queries=(Query(expr=f"{mean} and {_first(q, f'increase({waited}[$__range] @ end())')}", legend=LEGEND),),
+        options=LEGEND_BESIDE,
+    )
+
+
+def _kept(q: Promql) -> Panel:
+    kept = q.of("route_unreturned_total")
+    return Panel(
+        kind="timeseries",
+        title="Not given back, by route",
+        question=(
+            "Whose code keeps connections? Still out when the request had wholly ended, background tasks too. With"
+            " trace_checkouts=True the log says where in the code each was checked out."
+        ),
+        unit=A_MINUTE,
+        width=6,
+        queries=(Query(expr=f"60 * sum by ({_by(q)}) (rate({kept}[{WINDOW}])) > 0", legend=LEGEND),),
+        custom=BARS,
+        defaults={"noValue": "none"},
+        overrides=(ZEROS_OUT_OF_LEGEND,),
+    )
