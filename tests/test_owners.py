@@ -145,12 +145,11 @@ async def test_details(stage: Stage) -> None:
     """Who holds the connections now, and who has waited for them."""
     (watched, _), clock = stage.watches, time.perf_counter
     hanging = [asyncio.create_task(stage.get("hang")) for _ in range(POOL_SIZE)]
-    await until(lambda: watched.snapshot().connections["checked_out"] == POOL_SIZE, "requests that hang")
+    hang, plain = ("GET", "/{tenant}/hang"), ("GET", "/{tenant}/async/{id}")
+    await until(lambda: {hang: POOL_SIZE} == watched.snapshot().route_connections, "requests that hang")
     began = clock()
     waiting = asyncio.create_task(stage.get("async/5"))
     await until(lambda: watched.snapshot().pending_checkouts == 1, "a request that waits")
-    hang, plain = ("GET", "/{tenant}/hang"), ("GET", "/{tenant}/async/{id}")
-    assert {hang: POOL_SIZE} == watched.snapshot().route_connections
     await asyncio.sleep(0.1)
     stage.shop.go_on.set()
     await asyncio.gather(*hanging, waiting)

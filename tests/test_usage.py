@@ -145,6 +145,9 @@ def test_details(usage: Usage) -> None:
     names = a, b = ("GET", "/a"), ("GET", "/b")
     outside = HistogramSnapshot((inf,), (1,), 1, 0.0)
     for held in ([(other, 0.0), (other, 0.0), (None, 0.0)], []):
+        # That others do not ask changes nothing any more.
+        usage.note((account("/a"), 0.0))
+        usage.fold()
         read = usage.read(held, outside)
         assert {a: 3.0, b: 4.0, NOBODY: 8.0} == read[WAITED]
         assert {a: 0, b: 2 * bool(held), NOBODY: 1 * bool(held)} == read[HOLDING]

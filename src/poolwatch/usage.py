@@ -47,10 +47,9 @@ class Total:
         self.waited += other.waited
 
     def at_least(self, other: Total) -> None:
-        """Take nothing off what *other* has had."""
+        """Take nothing off the holds that *other* has had; waits are never in between two lists."""
         self.checkouts = max(self.checkouts, other.checkouts)
         self.held = max(self.held, other.held)
-        self.waited = max(self.waited, other.waited)
 
 
 class Usage:
