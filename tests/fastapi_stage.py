@@ -64,10 +64,8 @@ class Stage:
 
 def conversation(path: str, root_path: str = "") -> dict[str, Any]:
     """Return the scope of a websocket."""
-    return {
-        **{"type": "websocket", "path": path, "root_path": root_path, "headers": [], "query_string": b""},
-        **{"subprotocols": [], "scheme": "ws"},
-    }
+    about = {"headers": [], "query_string": b"", "subprotocols": [], "scheme": "ws"}
+    return {"type": "websocket", "path": path, "root_path": root_path, **about}
 
 
 class Using:

@@ -118,7 +118,7 @@ def application(pages: Pages, folder: Path) -> FastAPI:
     mounts.mount("/starlette", Starlette(routes=[Route("/{y}", pages.plain)]))
     mounts.mount("/sub", sub)
     app.include_router(mounts, prefix="/mounts/{m}")
-    app.add_route("/class/{name}", pages.cls())
+    app.router.routes.append(Route("/class/{name}", pages.cls()))
     app.router.routes.append(Mount("/starlette", routes=[Route("/{y}", pages.plain), Mount("/{tenant}", sub)]))
     app.router.routes.append(Host("blue.org", Starlette(routes=[Route("/blue/{y}", pages.plain)])))
     app.add_api_websocket_route("/talk/{room}", pages.talk)
