@@ -5,6 +5,8 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, WebSocket
@@ -16,6 +18,8 @@ from starlette.responses import StreamingResponse
 from support import use
 
 ONE = text("SELECT 1")
+# Endpoints that yield what is sent, where FastAPI lets them.
+YIELDING = ["events", "lines"] if find_spec("fastapi.sse") is not None else []
 # What a dependency may say of when it ends, where FastAPI lets it.
 SCOPES: list[dict[str, Any]] = [{}]
 if "scope" in inspect.signature(Depends).parameters:
@@ -44,6 +48,8 @@ class Shop:
         self._dependents(router)
         self._streams(router)
         self._tasks(router)
+        if YIELDING:
+            self._yielding(router)
         self.app = FastAPI()
         self.app.include_router(router, prefix="/{tenant}")
 
@@ -128,6 +134,19 @@ class Shop:
 
             await session.execute(ONE)
             return StreamingResponse(events(), media_type="text/event-stream")
+
+    def _yielding(self, router: APIRouter) -> None:
+        async def lines(
+            session: Annotated[AsyncSession, Depends(self.session)], *, endless: bool = False
+        ) -> AsyncIterator[int]:
+            while True:
+                yield int(str(await session.scalar(ONE)))
+                if not endless:
+                    return
+
+        answer = import_module("fastapi.sse").EventSourceResponse
+        router.add_api_route("/stream/events", lines, response_class=answer)
+        router.add_api_route("/stream/lines", lines)
 
     def _tasks(self, router: APIRouter) -> None:
         @router.get("/background")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine
 
-from fastapi_shop import SCOPES, Shop
+from fastapi_shop import SCOPES, YIELDING, Shop
 from fastapi_stage import Stage
 from poolwatch import unreturned, watch
 from poolwatch.requests import current
@@ -99,6 +99,7 @@ async def counter(
         ("sub", "sub", (2, 0)),
         *((f"scope/{number}", f"scope/{number}", (1, 0)) for number in range(len(SCOPES))),
         ("stream/own", "stream/own", (1, 0)),
+        *((f"stream/{page}", f"stream/{page}", (1, 0)) for page in YIELDING),
         ("background", "background", (1, 1)),
         ("handed/over", "handed/over", (1, 0)),
     ],
@@ -137,7 +138,7 @@ async def test_a_dependency_s_session_in_a_stream(counter: Counter) -> None:
         await each.close()
 
 
-@pytest.mark.parametrize("page", ["own", "dependent"])
+@pytest.mark.parametrize("page", ["own", "dependent", *YIELDING])
 @pytest.mark.parametrize("heard", [False, True])
 async def test_a_client_who_leaves(counter: Counter, page: str, *, heard: bool) -> None:
     """A stream nobody listens to any more gives back, whether the server says so or refuses to send."""
