@@ -123,9 +123,10 @@ def application(pages: Pages, folder: Path) -> FastAPI:
     app.router.routes.append(Host("blue.org", Starlette(routes=[Route("/blue/{y}", pages.plain)])))
     app.add_api_websocket_route("/talk/{room}", pages.talk)
     app.add_api_route("/app/page/{n}", pages.page)
+    app.add_api_route("/app/order/{n}", pages.page, methods=["POST"])
     if hasattr(app, "frontend"):
         router = APIRouter(prefix="/router")
-        for place, path in ((router, "/ui"), (sub, "/ui"), (app, "/app"), (app, "/app/own")):
+        for place, path in ((router, "/ui"), (sub, "/ui"), (app, "/app/own"), (app, "/app"), (app, "/app/more")):
             place.frontend(path, directory=folder)
         app.include_router(router, prefix="/pre")
     return app
@@ -155,6 +156,7 @@ REQUESTS = [
     ("BREW", "/blue/sub/direct/5", "/{tenant}/sub/direct/{z}"),
     ("POST", "/class/one", "/class/{name}"),
     ("POST", "/app/page/1", "/app/page/{n}"),
+    ("GET", "/app/order/1", "/app/order/{n}"),
     ("GET", "/v1/items/none", "/v1/items/{id}"),
     # None.
     ("GET", "/secret/4711", "unmatched"),
@@ -175,6 +177,7 @@ PERHAPS = [
     ("GET", "/app/", "/app/{path:path}"),
     ("GET", "/app", "/app/{path:path}"),
     ("GET", "/app/own/", "/app/own/{path:path}"),
+    ("GET", "/app/more/", "/app/more/{path:path}"),
     ("GET", "/pre/router/ui/", "/pre/router/ui/{path:path}"),
     ("GET", "/blue/sub/ui/", "/{tenant}/sub/ui/{path:path}"),
 ]
