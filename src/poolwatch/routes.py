@@ -116,7 +116,12 @@ class _Included(NamedTuple):
 
     def matches(self, scope: Any) -> Any:
         # As FastAPI asks it, which leaves the answer to the route: it may be of a class of the application's.
-        return self.context.original_route.matches({**scope, "fastapi": {"effective_route_context": self.context}})
+        # The scope is a copy of ours that had none.
+        scope["fastapi"] = {"effective_route_context": self.context}
+        try:
+            return self.context.original_route.matches(scope)
+        finally:
+            del scope["fastapi"]
 
 
 class _Frontend(NamedTuple):
