@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.routing import Host, Match, Mount
@@ -69,15 +70,15 @@ class Routes:
         if router is not self._router:
             self._missed.clear()
             self._learn(router)
-        endpoint, route = scope.get("endpoint"), scope.get("route")
+        endpoint, route, marks = scope.get("endpoint"), scope.get("route"), _marks(scope)
         leaves = self._leaves.get(id(endpoint), [])
-        chosen = _chosen(leaves, scope)
+        chosen = _chosen(leaves, marks)
         # An endpoint may have got another route since, or be reached by a router that shows none.
-        unknown = None if chosen else route if leaves else endpoint
-        if unknown is not None and self._is_new(unknown):
+        unknown = () if chosen else marks if leaves else (endpoint,)
+        if any(self._is_new(each) for each in unknown):
             self._learn(router)
             leaves = self._leaves.get(id(endpoint), [])
-            chosen = _chosen(leaves, scope)
+            chosen = _chosen(leaves, marks)
         found = {each.template for each in chosen}
         if len(found) == 1:
             return found.pop()
@@ -90,19 +91,58 @@ class Routes:
         return matched
 
     def _learn(self, router: object) -> None:
-        routes = _routes_of(router) or ()
-        nodes = list(_nodes(routes, "", (), (routes,)))
+        owner, routes = _routes_of(router)
+        nodes = list(_nodes(routes or (), "", (), (routes,)))
+        nodes += _frontends(owner, "", (), [*nodes])
         leaves: dict[int, list[Node]] = {}
         for node in _leaves(nodes):
             if node.endpoint is not None:
                 leaves.setdefault(id(node.endpoint), []).append(node)
         self._nodes, self._leaves, self._router = nodes, leaves, router
 
-    def _is_new(self, endpoint: object) -> bool:
-        if len(self._missed) >= _MISSES or any(each is endpoint for each in self._missed):
+    def _is_new(self, mark: object) -> bool:
+        if mark is None or len(self._missed) >= _MISSES or any(each is mark for each in self._missed):
             return False
-        self._missed.append(endpoint)
+        self._missed.append(mark)
         return True
+
+
+class _Included(NamedTuple):
+    """A route of FastAPI's in one of the places where its router is included."""
+
+    path: str
+    endpoint: object
+    context: Any
+
+    def matches(self, scope: Any) -> Any:
+        # As FastAPI asks it, which leaves the answer to the route: it may be of a class of the application's.
+        # The scope is a copy of ours that had none.
+        scope["fastapi"] = {"effective_route_context": self.context}
+        try:
+            return self.context.original_route.matches(scope)
+        finally:
+            del scope["fastapi"]
+
+
+class _Frontend(NamedTuple):
+    """A frontend of FastAPI's: it is tried last, when not even another method or a redirect would help."""
+
+    path: str
+    route: Any
+    others: list[Node]
+    redirects: bool
+
+    def matches(self, scope: Any) -> Any:
+        match, _ = self.route.matches_with_path(scope, self.path)
+        if match is Match.NONE or (self.redirects and self._redirected(scope)):
+            return Match.NONE, {}
+        # The first PARTIAL is taken when there is nothing better: another route's, else this.
+        return Match.PARTIAL, {}
+
+    def _redirected(self, scope: Any) -> bool:
+        path = scope["path"]
+        other = {**scope, "path": path.rstrip("/") if path.endswith("/") else path + "/"}
+        return any(each.matcher.matches(other)[0] is not Match.NONE for each in self.others)
 
 
 def _nodes(routes: Iterable[Any], prefix: str, above: tuple[Node, ...], inside: tuple[Any, ...]) -> Iterator[Node]:
@@ -113,7 +153,8 @@ def _nodes(routes: Iterable[Any], prefix: str, above: tuple[Node, ...], inside: 
             yield _node(route, route, prefix, above, inside)
         else:
             for each in contexts():
-                yield _node(each.starlette_route or each, each, prefix, above, inside)
+                matcher = each.starlette_route or _Included(each.path, each.endpoint, each)
+                yield _node(matcher, each, prefix, above, inside)
 
 
 def _node(matcher: Any, mark: object, prefix: str, above: tuple[Node, ...], inside: tuple[Any, ...]) -> Node:
@@ -123,28 +164,44 @@ def _node(matcher: Any, mark: object, prefix: str, above: tuple[Node, ...], insi
         return Node(matcher, mark, getattr(matcher, "endpoint", None), template, above, None)
     # A host has none.
     template = prefix + (path or "")
-    routes = _routes_of(matcher.app) if len(above) < _LAYERS else None
+    router, routes = _routes_of(matcher.app) if len(above) < _LAYERS else (None, None)
     # One that is mounted in itself, under two names perhaps, is looked through once there.
     if routes is None or sum(each is routes for each in inside) > 1:
         return Node(matcher, mark, matcher.app, template + _ANYTHING, above, None)
     below: list[Node] = []
     node = Node(matcher, mark, matcher.app, template, above, below)
     below += _nodes(routes, template, (*above, node), (*inside, routes))
+    below += _frontends(router, template, (*above, node), [*below])
     return node
 
 
-def _routes_of(app: Any) -> Sequence[Any] | None:
-    """Return the routes of *app* or, of what middleware is around it, the application inside; ``None`` if unknown."""
+def _frontends(app: Any, prefix: str, above: tuple[Node, ...], others: list[Node]) -> list[Node]:
+    found = []
     try:
+        router = getattr(app, "router", app)
+        # Private, and nothing public leads to them; without it their requests are unmatched.
+        for each in getattr(router, "_iter_low_priority_routes", tuple)():
+            start = getattr(each, "frontend_prefix", "")
+            for route in getattr(each, "original_route", each).routes:
+                path = (start + route.path).rstrip("/")
+                matcher = _Frontend(path or "/", route, others, router.redirect_slashes)
+                found.append(Node(matcher, None, None, prefix + path + _ANYTHING, above, None))
+    except Exception:  # noqa: BLE001
+        return []
+    # As FastAPI chooses: the longest, of two the one that was added first.
+    return sorted(found, key=lambda node: -len(node.matcher.path))
+
+
+def _routes_of(app: Any) -> tuple[Any, Sequence[Any] | None]:
+    """Return *app* or, if it is middleware, the application inside, and its routes; ``None`` where they are unknown."""
+    # A proxy of another framework's may be not to be asked now.
+    with suppress(Exception):
         for _ in range(_LAYERS):
             routes = getattr(app, "routes", None)
             if isinstance(routes, Sequence) and all(hasattr(each, "matches") for each in routes):
-                return routes
+                return app, routes
             app = getattr(app, "app", None)
-    except Exception:  # noqa: BLE001
-        # A proxy of another framework's, which is not to be asked now.
-        return None
-    return None
+    return None, None
 
 
 def _leaves(nodes: Iterable[Node]) -> Iterator[Node]:
@@ -155,8 +212,14 @@ def _leaves(nodes: Iterable[Node]) -> Iterator[Node]:
             yield from _leaves(node.below)
 
 
-def _chosen(leaves: Iterable[Node], scope: Any) -> list[Node]:
-    marks = (scope.get("route"), (scope.get("fastapi") or {}).get("effective_route_context"))
+def _marks(scope: Any) -> tuple[object, ...]:
+    route, context = scope.get("route"), (scope.get("fastapi") or {}).get("effective_route_context")
+    # The same route may be included elsewhere, and be reached where nobody includes it.
+    included = route is not None and getattr(context, "original_route", None) is route
+    return (context,) if included else (context, route)
+
+
+def _chosen(leaves: Iterable[Node], marks: tuple[object, ...]) -> list[Node]:
     return [each for each in leaves if any(each.mark is mark for mark in marks)]
 
 
