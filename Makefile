@@ -36,6 +36,7 @@ bench: venv ## what watching and the guard cost, side by side with doing without
 	@.ci/debian $(DATABASE) valgrind
 	$(BIN)/python tests/bench/checkout.py
 	$(BIN)/python tests/bench/guard.py
+	$(BIN)/python tests/bench/bare_requests.py
 
 fleet: venv ## how long the dashboard takes for 1,000 processes, from raw series and from recorded ones
 	@.ci/debian prometheus

@@ -50,6 +50,20 @@ def test_a_scope_that_is_none(headers: Any) -> None:
     assert scope is account.scope
 
 
+def test_what_a_request_lacks() -> None:
+    """Routes of the application's making find no keys in it later that it did not have."""
+    seen: list[Any] = []
+
+    def route_of(scope: Any) -> tuple[str, str]:
+        seen.append(scope)
+        return "GET", "/"
+
+    account = Account(request(headers=[SECRET]), Terms(route_of, 1))
+    account.slim()
+    account.resolve()
+    assert [{"type": "http", "method": "GET", "path": "/buy/1", "root_path": "", "headers": []}] == seen
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("dials", [False, True])
 async def test_what_is_kept(registry: CollectorRegistry, *, dials: bool) -> None:
@@ -79,7 +93,7 @@ async def test_what_is_kept(registry: CollectorRegistry, *, dials: bool) -> None
     gc.collect()
     assert gone() is None
     (account,) = accounts
-    assert [HOST] == account.scope["headers"]
+    assert [HOST] == account.scope[-1]
     assert ("GET", "/buy/{id}") == account.resolve()
     assert account.scope is None
     going_on[0].close() if dials else going_on[0].cancel()

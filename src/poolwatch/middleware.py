@@ -85,17 +85,19 @@ class PoolWatchMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a scrape, or pass the event on."""
-        if scope["type"] == "lifespan":
+        kind = scope["type"]
+        if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        error = self._watch()
-        if error is not None:
+        if self._made is None and (error := self._watch()) is not None:
             logger.error("poolwatch: a pool is not watched, requests are served without: %s", error)
-        if self._path is not None and scope["type"] == "http" and _path_below_root(scope) == self._path:
+        path = self._path
+        # Cheaply first: nearly every request is another.
+        if path is not None and kind == "http" and path in scope["path"] and _path_below_root(scope) == path:
             await self._scrape(scope, receive, send)
             return
         outer = current.get()
-        if scope["type"] not in REQUESTS or (outer is not None and outer.scope is scope):
+        if kind not in REQUESTS or (outer is not None and outer.scope is scope):
             # Of two of us around one application, the outer one knows when the request has ended.
             await self.app(scope, receive, send)
             return
