@@ -19,7 +19,8 @@ from starlette.routing import Host, Route, Router
 
 from asgi import Copying, Events
 from poolwatch import PoolWatchMiddleware, watch
-from poolwatch.requests import Account, Terms, current
+from poolwatch.requests import Account, Terms, current, late
+from poolwatch.unreturned import MOMENT
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -60,7 +61,7 @@ def test_what_a_request_lacks() -> None:
 
     account = Account(request(headers=[SECRET]), Terms(route_of, 1))
     account.slim()
-    account.resolve()
+    account.resolve(print)
     assert [{"type": "http", "method": "GET", "path": "/buy/1", "root_path": "", "headers": []}] == seen
 
 
@@ -94,7 +95,7 @@ async def test_what_is_kept(registry: CollectorRegistry, *, dials: bool) -> None
     assert gone() is None
     (account,) = accounts
     assert [HOST] == account.scope[-1]
-    assert ("GET", "/buy/{id}") == account.resolve()
+    assert ("GET", "/buy/{id}") == account.resolve(print)
     assert account.scope is None
     going_on[0].close() if dials else going_on[0].cancel()
     await asyncio.sleep(0)
@@ -121,6 +122,40 @@ async def test_closed_inside_another_request(registry: CollectorRegistry, engine
     app.add_middleware(PoolWatchMiddleware, registry=registry)
     await app(request(headers=[]), Events({"type": "http.request"}).receive, Events().send)
     assert {("GET", "/buy/{id}"): 1} == watched.snapshot().route_checkouts_total
+
+
+@pytest.mark.anyio
+async def test_what_is_left_to_readers(
+    registry: CollectorRegistry, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The collector may end a request in the middle of routing, logging or a timer's making: all three wait for it."""
+    watched = watch(engine, registry=registry)
+    ledger, held, asked = watched._ledger, [], []
+
+    def route_of(scope: Any) -> tuple[str, str]:
+        asked.append(scope)
+        return "GET", "/"
+
+    async def hang(*_: Any) -> None:
+        held.append(engine.connect())
+        await asyncio.Event().wait()
+
+    app: Any = PoolWatchMiddleware(hang, registry=registry)
+    app._terms = Terms(route_of, 1)
+    abandoned = app(request(headers=[HOST]), None, None)
+    copy_context().run(abandoned.send, None)
+    late.append((Account(None, app._terms), ledger, 1.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", lambda: asked.append("the loop"))
+        abandoned.close()
+    assert ([], []) == (asked, caplog.records)
+    clock = ledger.clock
+    monkeypatch.setattr(ledger, "clock", lambda: clock() + 3 * MOMENT)
+    snapshot = watched.snapshot()
+    assert (1, 0) == (snapshot.unreturned_total, snapshot.internal_errors_total)
+    assert {("GET", "/"): 1} == snapshot.route_checkouts_total
+    assert 2 == len(asked) == len(caplog.records)
+    held.pop().close()
 
 
 @pytest.mark.parametrize("timed", [False, True])

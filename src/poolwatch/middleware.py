@@ -103,8 +103,13 @@ class PoolWatchMiddleware:
             return
         account = Account(scope, self._terms)
         current.set(account)
+        collected = False
         try:
             await self.app(scope, receive, send)
+        except GeneratorExit:
+            # Nobody waits for it any more, and this may be the garbage collector, in the middle of anything.
+            collected = True
+            raise
         finally:
             # Without the token, which is of no use to who closes a coroutine in another context; and not in that one,
             # which may be a request's that goes on.
@@ -112,7 +117,7 @@ class PoolWatchMiddleware:
                 current.set(outer)
             account.ended = True
             if account.ledger is not None:
-                close(account)
+                close(account, collected=collected)
             else:
                 account.slim()
 

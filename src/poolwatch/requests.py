@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from poolwatch.trouble import describe
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -64,14 +66,23 @@ class Account:
         self.ledger: Any = None
         self.missing: dict[Any, bool] | None = None
 
-    def resolve(self) -> tuple[str, str]:
-        """Return method and route, which stay what they are from then on; the scope is let go."""
+    def resolve(self, trouble: Callable[[str], None]) -> tuple[str, str]:
+        """Return method and route, which stay what they are from then on; the scope is let go. Never raises.
+
+        *trouble*: told if the application's routes cannot be asked.
+        """
         # In this order: another thread lets the scope go once there is an owner.
         scope, owner = self.scope, self.owner
         if owner is None:
             if type(scope) is tuple:
                 scope = {key: value for key, value in zip((*_KEPT, "headers"), scope, strict=True) if value is not None}
-            owner = self.owner = self.terms.route_of(scope)
+            try:
+                owner = self.terms.route_of(scope)
+            except Exception as error:  # noqa: BLE001
+                trouble(describe("route", error))
+                owner = (OTHER, UNMATCHED)
+            # Now and once: the application is not asked again.
+            self.owner = owner
         if self.ended:
             self.scope = None
         return owner

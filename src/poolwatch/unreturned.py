@@ -11,7 +11,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from poolwatch.requests import OTHER, UNMATCHED, late
+from poolwatch.requests import late
 from poolwatch.traces import told
 from poolwatch.trouble import describe
 
@@ -32,18 +32,19 @@ _MOST_LINES = 1000
 _lines: dict[tuple[str, tuple[str, str]], tuple[float, int]] = {}
 
 
-def close(account: Account) -> None:
-    """End the request of *account*; never raises."""
+def close(account: Account, *, collected: bool = False) -> None:
+    """End the request of *account*; never raises.
+
+    *collected*: by the garbage collector, which may have come in the middle of the application's routing, of logging or
+    of the event loop's timers: all of that is left to readers.
+    """
     ledgers: set[Ledger] = set()
     try:
         ledgers.update(account.taken.values())
-        try:
-            account.resolve()
-        except Exception as error:  # noqa: BLE001
-            # Now and once: else the scope is kept, and the application asked again, until somebody folds.
-            account.owner = (OTHER, UNMATCHED)
-            account.scope = None
-            account.ledger.trouble(describe("route", error))
+        if collected:
+            account.slim()
+        else:
+            account.resolve(account.ledger.trouble)
         left = [
             (ledger, (account, slot, held, ledger.clock()))
             # Not items(): its tuples let the garbage collector in, whose listeners change the dictionary.
@@ -53,6 +54,8 @@ def close(account: Account) -> None:
         ]
         for ledger, ending in left:
             ledger.endings.append(ending)
+        if collected:
+            return
         if left:
             # Without a loop of asyncio's, a reader does it.
             with suppress(RuntimeError):
@@ -110,7 +113,7 @@ def _judge(ledger: Ledger, ending: Ending) -> None:
 
 def _tell(ledger: Ledger, account: Account, trace: Trace, seconds: float) -> bool:
     """Log that a connection is missing, and return whether that was not too soon after the last such line."""
-    owner, now = account.resolve(), ledger.clock()
+    owner, now = account.resolve(ledger.trouble), ledger.clock()
     key = ledger.name, owner
     last, skipped = _lines.get(key, (None, 0))
     if last is not None and now - last < BETWEEN:
@@ -136,7 +139,7 @@ def _tell_late() -> None:
         account, ledger, seconds = late.popleft()
         logger.warning(
             "poolwatch: %s %s no longer holds the connection of pool %r that it had left out; it was out for %.1f s",
-            *account.resolve(),
+            *account.resolve(ledger.trouble),
             ledger.name,
             seconds,
         )

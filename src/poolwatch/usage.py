@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from poolwatch.histogram import Histogram
 from poolwatch.requests import NOBODY, OTHER, UNMATCHED
-from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -165,12 +164,7 @@ class Usage:
         """Return the owner as it is exported: routes past the cap are one."""
         terms = account.terms
         self._detailed = self._detailed or terms.details
-        try:
-            method, route = account.resolve()
-        except Exception as error:  # noqa: BLE001
-            self._trouble(describe("route", error))
-            method, route = account.owner = (OTHER, UNMATCHED)
-            account.scope = None
+        method, route = account.resolve(self._trouble)
         if route not in self._routes and route not in {UNMATCHED, OTHER}:
             if len(self._routes) >= terms.most:
                 return method, OTHER
