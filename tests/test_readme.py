@@ -109,9 +109,8 @@ def test_without_asgi(mariadb: MariaDB) -> None:
     assert works
     indent = " " * (len(works[0]) - len(works[0].lstrip()))
     scrape = f'{indent}print(b\'pool="worker"\' in urlopen("http://127.0.0.1:9100/metrics").read())\n'
-    program = "from urllib.request import urlopen\n" + program.replace(works[0], works[0] + scrape).replace(
-        "9100", port
-    )
+    program = program.replace(works[0], works[0] + scrape).replace("9100", port)
+    program = "from urllib.request import urlopen\n" + program
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "1\nTrue\n" == ended.stdout
 
