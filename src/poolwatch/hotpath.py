@@ -52,6 +52,8 @@ def checkout_listener(
             # With a callback, because Python 3.15 clears those without one too late for us to see.
             slot.proxy = ref(proxy, ignore)
             if caller is not None:
+                # First, lest a stack that cannot be read leave that of an earlier checkout.
+                slot.trace = ()
                 slot.trace = here() if caller.terms.traces else ()
         except Exception as error:
             if getattr(error, MEANT, False):
