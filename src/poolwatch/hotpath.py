@@ -86,11 +86,10 @@ def checkin_listener(
     def on_checkin(dbapi: Any, record: Any) -> None:
         try:
             slot: Slot = record.record_info[key]
+            # In this order: who reads meanwhile sees no hold that is longer than it was.
+            account, held, slot.held = slot.account, slot.held, None
             slot.returned = now = clock()
-            held = slot.held
             if held is not None:
-                account = slot.account
-                slot.held = None
                 if account is None:
                     observe(now - held)
                 else:
