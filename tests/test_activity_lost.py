@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,11 +11,11 @@ import pytest
 from activity_steps import QUIET, THINK, execute, execute_raw, make
 from proxies import Proxy
 from stage import ending
-from support import until
+from support import quiet, until
 from variants import VARIANTS, on_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from sessions import Client
     from variants import TlsServer
@@ -24,6 +26,7 @@ pytest_plugins = ["sessions"]
 pytestmark = pytest.mark.anyio
 
 PLAIN = [each for each in VARIANTS if not each.tls]
+ASYNC = [each for each in PLAIN if not each.sync]
 # In both the pool sends something when it takes a connection back that is in a transaction.
 SENDING: list[dict[str, Any]] = [{}, QUIET]
 
@@ -64,3 +67,32 @@ async def test_found_in_use(make_client: MakeClient, server: TlsServer, way: str
         assert snapshot.shortest_fatal_inactivity_seconds is not None
         assert snapshot.shortest_fatal_inactivity_seconds > THINK / 2
         await client.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*garbage collector is trying to clean up.*")
+@on_each(ASYNC)
+async def test_collected_before_it_is_closed(make_client: MakeClient, server: TlsServer) -> None:
+    """A stream that nobody closed is closed by the event loop, after the garbage collector took its connection."""
+    assert server
+    client, closed = make_client(), []
+
+    async def stream() -> AsyncIterator[None]:
+        connection = await client.connect()
+        await client.run(connection, "SELECT 1")
+        try:
+            yield
+        finally:
+            # Of the driver's, for a ROLLBACK on nothing.
+            with suppress(Exception):
+                await client.call(connection.close)
+            closed.append(connection)
+
+    abandoned: list[Any] = [stream()]
+    await anext(abandoned[0])
+    quiet(client.watched, 2.0)
+    abandoned.append(abandoned)
+    del abandoned
+    gc.collect()
+    await until(lambda: bool(closed), "the end of the stream")
+    assert 1 == client.snapshot().leaks_total
+    await client.close()

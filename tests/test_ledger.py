@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from poolwatch.hotpath import checkin_listener
 from poolwatch.ledger import FOLD_AT, Ledger
 from poolwatch.requests import Account, Terms
 from poolwatch.slot import Retirement, Slot
@@ -192,3 +194,26 @@ def test_restart(ledger: Ledger, slot: Slot) -> None:
     ledger.restart()
     ledger.read()
     assert {"route_checkouts_total": {}, "route_hold_seconds_total": {}} == ledger.read_usage()
+
+
+def test_read_while_a_hold_ends(ledger: Ledger, slot: Slot, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader in another thread, at the moment of the return, does not see a hold that is longer than it was."""
+    slot.caller = Account(object(), Terms(lambda _: ("GET", "/"), 1))
+    ledger.handed_out(slot, clock())
+    read = ledger.read_usage
+
+    def look() -> float:
+        """Tell the time; before who asked can go on, time passes and somebody reads."""
+        asked = clock.now
+        clock.now += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "clock", clock)
+            read()
+        return asked
+
+    monkeypatch.setattr(ledger, "clock", look)
+    check_in = checkin_listener(ledger, lambda *_: None, resets=False)
+    check_in(None, SimpleNamespace(record_info={ledger.key: slot}))
+    monkeypatch.setattr(ledger, "clock", clock)
+    _, durations, _ = ledger.read()
+    assert {("GET", "/"): durations["hold_duration_seconds"].sum} == read()["route_hold_seconds_total"]

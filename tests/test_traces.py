@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 from starlette.concurrency import run_in_threadpool
 
-from poolwatch import unreturned, watch
+from poolwatch import hotpath, unreturned, watch
 from support import until
 
 if TYPE_CHECKING:
@@ -109,3 +109,36 @@ async def test_only_if_asked_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     await stage.judged()
     (line,) = stage.lines()
     assert not FRAME.search(line)
+
+
+async def test_odd_code(stage: Stage) -> None:
+    """Code that names its module by no text is told like any other, and no file's name makes two lines of one."""
+    scope = {"__name__": object(), "stage": stage}
+    # As templates are made into code, under names that their authors choose.
+    exec(compile("async def take():\n await stage.take()", "caf\u00e9\n\x1b[31m\udcff.html", "exec"), scope)  # noqa: S102
+    work: Any = scope["take"]
+    stage.traces = True
+    await stage.request(work)
+    await stage.judged()
+    (line,) = stage.lines()
+    assert " < take (caf\u00e9\\n\\x1b[31m\\udcff.html:2) < " in line
+    assert 0 == stage.watched.snapshot().internal_errors_total
+
+
+async def test_unreadable(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack that cannot be read is none, not that of who had the connection before; the request goes on."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    await in_a_request(stage, stage.take)
+    await stage.give_back()
+    await stage.count()
+    stage.lines()
+    monkeypatch.setattr(unreturned, "_lines", {})
+    monkeypatch.setattr(hotpath, "here", fail)
+    assert 200 == (await stage.request(stage.take)).status_code
+    await stage.judged()
+    (line,) = stage.lines()
+    assert not FRAME.search(line)
+    assert 1 == stage.watched.snapshot().internal_errors_total

@@ -121,6 +121,38 @@ def test_without_a_loop(registry: CollectorRegistry, monkeypatch: pytest.MonkeyP
     held.pop().close()
 
 
+def test_given_back_while_it_is_told(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said that a connection has come back that did so while the line was written that it had not."""
+    monkeypatch.setattr(unreturned, "_lines", {})
+    monkeypatch.setattr(unreturned, "MOMENT", 0.0)
+    # Who came back in other tests.
+    requests.late.clear()
+    engine = create_engine("sqlite://")
+    watched = watch(engine, registry=registry)
+    held: list[Any] = []
+    lines: list[str] = []
+
+    def write(line: str, *_: object) -> None:
+        lines.append(line)
+        while held:
+            held.pop().close()
+
+    async def app(*_: Any) -> None:
+        held.append(engine.connect())
+
+    monkeypatch.setattr(unreturned.logger, "warning", write)
+    request: Any = PoolWatchMiddleware(app, registry=registry)(
+        {"type": "http", "method": "GET", "path": "/", "headers": []},
+        *(None, None),  # type: ignore[arg-type]
+    )
+    with pytest.raises(StopIteration):
+        request.send(None)
+    watched.snapshot()
+    still_out, no_longer = lines
+    assert "still out" in still_out
+    assert "no longer holds" in no_longer
+
+
 class Lost:
     """Gives the connection of *slot* back when it is collected, as one that nobody refers to any more."""
 

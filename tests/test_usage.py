@@ -83,6 +83,18 @@ def test_cap(usage: Usage) -> None:
     assert {("PUT", "/b"): 1} | {("GET", route): count for route, count in owners.items()} == checkouts
 
 
+def test_caps_of_two(usage: Usage) -> None:
+    """Of two middlewares before one pool each has its own cap, and no open hold is shown under two names in turn."""
+    usage.note((account("/a", most=1), 1.0))
+    usage.fold()
+    held = [(account("/b", most=1), 1.0)]
+    before = {("GET", "/a"): 1, ("GET", "other"): 1}
+    assert before == usage.read(held, NOTHING)[CHECKOUTS]
+    held.append((account("/b", most=2), 1.0))
+    for _ in range(2):
+        assert before | {("GET", "/b"): 1} == usage.read(held, NOTHING)[CHECKOUTS]
+
+
 def test_no_route_at_all(usage: Usage) -> None:
     """With a cap of 0 no route has a name."""
     usage.note((account("/a", most=0), 1.0))

@@ -86,7 +86,9 @@ class ActivityListeners:
         slot.began_before = slot.began
         slot.goodbye = None
         if slot.silence is not None and slot.silence >= _LONG:
-            slot.goodbye = self._driver.goodbye(connection.connection.driver_connection)
+            driver = connection.connection.driver_connection
+            # None if the garbage collector took it before the Connection was closed.
+            slot.goodbye = None if driver is None else self._driver.goodbye(driver)
 
     def _end_transaction(self, slot: Slot, connection: Connection) -> None:
         self._sending(slot, connection)
@@ -94,7 +96,10 @@ class ActivityListeners:
         slot.failed = slot.began = False
 
     def _is_sent(self, connection: Connection) -> bool:
-        return self._driver.always_sends or bool(self._driver.in_transaction(connection.connection.driver_connection))
+        if self._driver.always_sends:
+            return True
+        driver = connection.connection.driver_connection
+        return driver is not None and bool(self._driver.in_transaction(driver))
 
     def _is_reset_sent(self, dbapi: Any, connection: Any) -> bool:
         if self._skips_rollback and self._dialect.detect_autocommit_setting(dbapi):

@@ -52,6 +52,8 @@ def checkout_listener(
             # With a callback, because Python 3.15 clears those without one too late for us to see.
             slot.proxy = ref(proxy, ignore)
             if caller is not None:
+                # First, lest a stack that cannot be read leave that of an earlier checkout.
+                slot.trace = ()
                 slot.trace = here() if caller.terms.traces else ()
         except Exception as error:
             if getattr(error, MEANT, False):
@@ -84,11 +86,10 @@ def checkin_listener(
     def on_checkin(dbapi: Any, record: Any) -> None:
         try:
             slot: Slot = record.record_info[key]
+            # In this order: who reads meanwhile sees no hold that is longer than it was.
+            account, held, slot.held = slot.account, slot.held, None
             slot.returned = now = clock()
-            held = slot.held
             if held is not None:
-                account = slot.account
-                slot.held = None
                 if account is None:
                     observe(now - held)
                 else:

@@ -42,15 +42,19 @@ def here() -> Trace:
             if awaiting is None:
                 return tuple(found)
             greenlet, frame = awaiting, awaiting.gr_frame
-        module = str(frame.f_globals.get("__name__"))
-        if module in _ENDS:
+        module = frame.f_globals.get("__name__")
+        # Code that was made by hand may have any object there.
+        name = module if isinstance(module, str) else ""
+        if name in _ENDS:
             break
-        if module.partition(".")[0] not in _PASSED:
+        if name.partition(".")[0] not in _PASSED:
             found.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(found)
 
 
 def told(trace: Trace) -> str:
-    """Return *trace* on one line."""
-    return " < ".join(f"{code.co_qualname} ({code.co_filename}:{line})" for code, line in trace)
+    """Return *trace* on one line that can be written in any encoding of Unicode."""
+    text = " < ".join(f"{code.co_qualname} ({code.co_filename}:{line})" for code, line in trace)
+    # A template's name may have been chosen by a user.
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

@@ -106,22 +106,31 @@ def _judge(ledger: Ledger, ending: Ending) -> None:
     if slot.held != held or record is None or (record.record_info or {}).get(ledger.key) is not slot:
         return
     ledger.usage.miss(account)
+    skipped = _due(ledger, account)
     if account.missing is None:
         account.missing = {}
-    account.missing[slot] = _tell(ledger, account, slot.trace, ledger.clock() - held)
+    # Before it is told, because it may come back meanwhile.
+    account.missing[slot] = skipped is not None
+    if skipped is not None:
+        _tell(ledger, account.resolve(ledger.trouble), slot.trace, ledger.clock() - held, skipped)
 
 
-def _tell(ledger: Ledger, account: Account, trace: Trace, seconds: float) -> bool:
-    """Log that a connection is missing, and return whether that was not too soon after the last such line."""
+def _due(ledger: Ledger, account: Account) -> int | None:
+    """Return how many lines about its route were not logged since the last; ``None`` if it is too soon for one."""
     owner, now = account.resolve(ledger.trouble), ledger.clock()
     key = ledger.name, owner
     last, skipped = _lines.get(key, (None, 0))
     if last is not None and now - last < BETWEEN:
         _lines[key] = last, skipped + 1
-        return False
+        return None
     if len(_lines) >= _MOST_LINES:
         _lines.clear()
     _lines[key] = now, 0
+    return skipped
+
+
+def _tell(ledger: Ledger, owner: tuple[str, str], trace: Trace, seconds: float, skipped: int) -> None:
+    """Log that a connection is missing."""
     logger.warning(
         "poolwatch: %s %s is over and a connection of pool %r is still out that it took %.1f s ago%s; give connections"
         " back in the request that takes them%s",
@@ -131,7 +140,6 @@ def _tell(ledger: Ledger, account: Account, trace: Trace, seconds: float) -> boo
         f" in {told(trace)}" if trace else "",
         f" ({skipped} more since the last such line)" if skipped else "",
     )
-    return True
 
 
 def _tell_late() -> None:

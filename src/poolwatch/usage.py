@@ -84,7 +84,8 @@ class Usage:
         self._outside = Total()
         self._shown: dict[Owner, Total] = {}
         self._unreturned: Counter[Owner] = Counter()
-        self._routes: set[str] = set()
+        # By the cap, which two middlewares may have each their own of: what one calls other stays that.
+        self._routes: dict[int, set[str]] = {}
         self._detailed = False
 
     @property
@@ -165,10 +166,11 @@ class Usage:
         terms = account.terms
         self._detailed = self._detailed or terms.details
         method, route = account.resolve(self._trouble)
-        if route not in self._routes and route not in {UNMATCHED, OTHER}:
-            if len(self._routes) >= terms.most:
+        routes = self._routes.setdefault(terms.most, set())
+        if route not in routes and route not in {UNMATCHED, OTHER}:
+            if len(routes) >= terms.most:
                 return method, OTHER
-            self._routes.add(route)
+            routes.add(route)
         return method, route
 
 
