@@ -7,8 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, exc
+from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from asgi import Events, client
 from poolwatch import PoolWatchMiddleware, watch
@@ -161,6 +164,26 @@ async def test_details(stage: Stage) -> None:
     waited = snapshot.route_checkout_seconds_total
     assert 0.1 <= waited[plain] <= ended - began
     assert 0 < waited[NOBODY] <= ended - used
+
+
+async def test_a_route_that_gets_none(make_engine: MakeEngine, registry: CollectorRegistry) -> None:
+    """What it has waited until the pool refused it is told all the same."""
+    engine = make_engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
+    watched = watch(engine, registry=registry)
+
+    async def page(_request: Any) -> PlainTextResponse:
+        with pytest.raises(exc.TimeoutError):
+            await engine.connect()
+        return PlainTextResponse("none")
+
+    app = Starlette(routes=[Route("/{id}", page)])
+    app.add_middleware(PoolWatchMiddleware, registry=registry, route_details=True)
+    async with engine.connect(), client(app) as http:
+        assert 200 == (await http.get("/1")).status_code
+    snapshot = watched.snapshot()
+    assert_books(snapshot)
+    assert snapshot.route_checkout_seconds_total["GET", "/{id}"] >= 0.05
+    assert {NOBODY: 1, ("GET", "/{id}"): 0} == snapshot.route_checkouts_total
 
 
 async def test_details_of_an_untimed_pool(stage: Stage, registry: CollectorRegistry) -> None:

@@ -310,7 +310,8 @@ CATALOG: tuple[Metric, ...] = (
     Metric(
         "route_checkout_seconds_total",
         "counter",
-        "Seconds it took requests of this route to get those connections: queueing, connecting, pinging.",
+        "Seconds that requests of this route waited for connections, pool timeouts included: queueing, connecting,"
+        " pinging. Its rate is how many wait on average.",
         _OWNER,
         optional="route_details=True",
     ),

@@ -43,7 +43,7 @@ class PoolWatchMiddleware:
             has an endpoint of its own.
         registry: What is served, and where engines given here are registered.
         authorize: Called with the scope of each scrape, sync or async; a false answer is a 403.
-        route_details: Export three more series for each route: seconds spent getting connections, connections held
+        route_details: Export three more series for each route: seconds waited for connections, connections held
             now, connections not given back.
         max_routes: How many routes each pool tells apart; connections of any further one are counted as ``other``.
         trace_checkouts: Say in the log line about a connection that was not given back where in the code it was checked

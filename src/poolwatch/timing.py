@@ -13,6 +13,7 @@ from sqlalchemy import exc
 from poolwatch import classes, privates
 from poolwatch.listeners import dialing
 from poolwatch.losses import COUNTED
+from poolwatch.requests import current
 from poolwatch.server import is_from_server
 from poolwatch.trouble import describe
 
@@ -121,6 +122,7 @@ class TimedPool:
             dialing.set(None)
             if isinstance(error, exc.TimeoutError):
                 self._ledger.timeouts.observe(seconds)
+                self._ledger.usage.wait((current.get(), seconds))
             elif not isinstance(error, Exception):
                 self._ledger.count("checkout_failures_total", "cancelled")
             elif slot is not None:

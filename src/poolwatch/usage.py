@@ -24,7 +24,7 @@ class Total:
 
     Attributes:
         checkouts: Connections handed out.
-        waited: Seconds it took to get them.
+        waited: Seconds it took to get them, or to be refused by a pool that stayed full.
         held: Seconds for which they were out.
     """
 
@@ -65,7 +65,8 @@ class Usage:
         durations: How long the holds took that began on behalf of a request.
         note: Takes the account and the seconds of such a hold that has ended.
         backlog: Those that were not folded yet.
-        wait: Takes the account of a checkout, ``None`` outside any request, and the seconds until it had a connection.
+        wait: Takes the account of a caller, ``None`` outside any request, and the seconds until it had a connection or
+            the pool timed out.
         miss: Takes the account of a request that is over and has left a connection out.
     """
 
@@ -143,7 +144,7 @@ class Usage:
         for owner, total in totals.items():
             # A hold that ends while this is read is in neither list; what was shown once stays.
             total.at_least(self._shown.get(owner, total))
-            if total.checkouts:
+            if total.checkouts or total.waited:
                 self._shown[owner] = total
         families: dict[str, Mapping[Owner, float]] = {
             "route_checkouts_total": {owner: total.checkouts for owner, total in self._shown.items()},

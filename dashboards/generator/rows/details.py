@@ -51,20 +51,22 @@ def _held(q: Promql) -> Panel:
 
 
 def _waited(q: Promql) -> Panel:
-    waited, counted = q.of("route_checkout_seconds_total"), q.of("route_checkouts_total")
-    mean = f"sum by ({_by(q)}) (rate({waited}[{WINDOW}])) / (sum by ({_by(q)}) (rate({counted}[{WINDOW}])) > 0)"
+    waited = q.of("route_checkout_seconds_total")
+    rate = f"sum by ({_by(q)}) (rate({waited}[{WINDOW}]))"
     return Panel(
         kind="timeseries",
-        title="Time to get a connection, by route",
+        title="Requests waiting, by route",
         question=(
-            "Who suffers? Mean time from asking for a connection to having it, pings and new connections included."
-            " All routes alike: the pool is full or the server is slow. One alone: it comes when others have"
-            f" taken all. The {LINES} routes that waited longest in all."
+            "Who suffers? Requests of each route that wait for a connection, on average: queueing, connecting and"
+            " pinging, those that gave up at pool_timeout included. A wait counts when it ends."
+            f" The {LINES} routes that waited most in the time shown."
         ),
-        unit="s",
+        unit="short",
         width=9,
-        queries=(Query(expr=f"{mean} and {_first(q, f'increase({waited}[$__range] @ end())')}", legend=LEGEND),),
+        queries=(Query(expr=f"{rate} and {_first(q, f'increase({waited}[$__range] @ end())')}", legend=LEGEND),),
+        custom=STACK,
         options=LEGEND_BESIDE,
+        overrides=(ZEROS_OUT_OF_LEGEND,),
     )
 
 
