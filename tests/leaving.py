@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from asgi import client
-from poolwatch import PoolWatchMiddleware, requests, unreturned, watch
+from poolwatch import PoolWatchMiddleware, unreturned, watch
 from support import assert_books, until
 
 if TYPE_CHECKING:
@@ -91,11 +91,9 @@ async def stage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Stage]:
     """Return the stage; nothing was logged before, and nobody is left unjudged."""
-    monkeypatch.setattr(unreturned, "_lines", {})
     monkeypatch.setattr(unreturned, "MOMENT", 0.03)
     made = Stage(make_engine(), registry, caplog)
     yield made
     while made.held:
         await made.give_back()
     assert not made.watched._ledger.endings
-    requests.late.clear()

@@ -76,7 +76,6 @@ async def counter(
     mariadb: MariaDB, make_engine: MakeEngine, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Counter]:
     """Return the counter; in the end all was given back, nobody else was accused, nobody is in the context variable."""
-    monkeypatch.setattr(unreturned, "_lines", {})
     # Not by a timer, but when a test or the end says so.
     monkeypatch.setattr(unreturned, "MOMENT", 600.0)
     sync_engine = create_engine(mariadb.url("pymysql"), connect_args={"ssl_disabled": True})

@@ -19,7 +19,7 @@ from starlette.routing import Host, Route, Router
 
 from asgi import Copying, Events
 from poolwatch import PoolWatchMiddleware, watch
-from poolwatch.requests import Account, Terms, current, late
+from poolwatch.requests import Account, Terms, current
 from poolwatch.unreturned import MOMENT
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ async def test_what_is_left_to_readers(
     app._terms = Terms(route_of, 1)
     abandoned = app(request(headers=[HOST]), None, None)
     copy_context().run(abandoned.send, None)
-    late.append((Account(None, app._terms), ledger, 1.0))
+    ledger.late.append((Account(None, app._terms), 1.0))
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "get_running_loop", lambda: asked.append("the loop"))
         abandoned.close()

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 from starlette.concurrency import run_in_threadpool
 
-from poolwatch import hotpath, unreturned, watch
+from poolwatch import hotpath, watch
 from support import until
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ async def test_short(stage: Stage) -> None:
     assert ["Stage.take", *["test_short.<locals>.deep"] * 5] == found
 
 
-async def test_only_if_asked_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_if_asked_for(stage: Stage) -> None:
     """Without the option no stack is told, not that of an earlier checkout of the same connection's either."""
     assert await in_a_request(stage, stage.take)
     await stage.give_back()
     await stage.count()
     stage.lines()
-    monkeypatch.setattr(unreturned, "_lines", {})
+    stage.watched._ledger.lines.clear()
     stage.traces = False
     await stage.request(stage.take)
     await stage.judged()
@@ -135,7 +135,7 @@ async def test_unreadable(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None
     await stage.give_back()
     await stage.count()
     stage.lines()
-    monkeypatch.setattr(unreturned, "_lines", {})
+    stage.watched._ledger.lines.clear()
     monkeypatch.setattr(hotpath, "here", fail)
     assert 200 == (await stage.request(stage.take)).status_code
     await stage.judged()

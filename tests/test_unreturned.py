@@ -89,10 +89,11 @@ async def test_rate_of_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_bounded_memory_of_lines(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was told when is kept of so many routes and no more."""
     monkeypatch.setattr(unreturned, "_MOST_LINES", 1)
-    unreturned._lines["orders", ("GET", "/another")] = (stage.watched._ledger.clock(), 0)
+    ledger = stage.watched._ledger
+    ledger.lines["unreturned", ("GET", "/another")] = (ledger.clock(), 0)
     await stage.request(stage.take)
     assert 1 == await stage.count()
-    assert [("orders", ("GET", "/shop/{page}"))] == list(unreturned._lines)
+    assert [("unreturned", ("GET", "/shop/{page}"))] == list(ledger.lines)
 
 
 async def test_given_back_a_moment_later(stage: Stage) -> None:

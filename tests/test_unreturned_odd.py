@@ -101,7 +101,6 @@ async def test_an_error_of_our_own(stage: Stage, monkeypatch: pytest.MonkeyPatch
 
 def test_without_a_loop(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no event loop of asyncio's runs, who reads judges."""
-    monkeypatch.setattr(unreturned, "_lines", {})
     monkeypatch.setattr(unreturned, "MOMENT", 0.0)
     engine, held = create_engine("sqlite://"), []
     watched = watch(engine, registry=registry)
@@ -123,10 +122,7 @@ def test_without_a_loop(registry: CollectorRegistry, monkeypatch: pytest.MonkeyP
 
 def test_given_back_while_it_is_told(registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said that a connection has come back that did so while the line was written that it had not."""
-    monkeypatch.setattr(unreturned, "_lines", {})
     monkeypatch.setattr(unreturned, "MOMENT", 0.0)
-    # Who came back in other tests.
-    requests.late.clear()
     engine = create_engine("sqlite://")
     watched = watch(engine, registry=registry)
     held: list[Any] = []

@@ -72,7 +72,7 @@ def checkout_listener(
 
 
 def checkin_listener(
-    ledger: Ledger, rest: Callable[[Slot, Any, bool], None], *, resets: bool
+    ledger: Ledger, rest: Callable[[Slot, Any, float | None], None], *, resets: bool
 ) -> Callable[[Any, Any], None]:
     """Return the ``checkin`` listener; *rest* takes lost and leaked connections.
 
@@ -99,7 +99,7 @@ def checkin_listener(
                     ledger.relieve()
             slot.began = False
             if dbapi is None or slot.proxy() is None:
-                rest(slot, dbapi, held is not None)
+                rest(slot, dbapi, held)
             if resets and not slot.failed:
                 slot.active = now
         except KeyError:

@@ -8,7 +8,7 @@ writer ever waits for.
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from poolwatch.histogram import HistogramSnapshot
     from poolwatch.requests import Account
     from poolwatch.slot import Slot
+    from poolwatch.traces import Trace
 
 FOLD_AT = 10_000
 SWEEP_AT = 500
 _JITTER = 0.01
+_MOST_NEWS = 1000
 _numbers = count()
 
 
@@ -59,6 +61,12 @@ class Ledger:
         self.pending: list[Any] = []
         # What nobody has judged yet.
         self.endings: list[Ending] = []
+        # When a line of a kind about a route was logged last, and how many were not since.
+        self.lines: dict[tuple[str, tuple[str, str]], tuple[float, int]] = {}
+        # Of connections that came back after it was logged that they were out, the seconds for which they were; and of
+        # those that the garbage collector found, with where they were checked out. For whoever may log next.
+        self.late: deque[tuple[Account, float]] = deque(maxlen=_MOST_NEWS)
+        self.leaked: deque[tuple[Account, float, Trace]] = deque(maxlen=_MOST_NEWS)
         # The operator's own limit, by its source; empty where there is none.
         self.configured: Mapping[str, float] = {}
         self.max_connections: int | None = None
@@ -230,7 +238,8 @@ class Ledger:
         """Begin empty books, in a forked child; the lists stay the ones that writers know."""
         # A thread that is not in the child may have held it.
         self._lock = threading.Lock()
-        for held in (self.slots, self.pending, self.endings, self._events, self._counts):
+        lists = (self.slots, self.pending, self.endings, self.lines, self.late, self.leaked, self._events, self._counts)
+        for held in lists:
             held.clear()
         for histogram in self._histograms:
             histogram.clear()

@@ -22,6 +22,7 @@ from poolwatch.hotpath import checkin_listener, checkout_listener
 from poolwatch.pings import Pings
 from poolwatch.records import settle, slot_for
 from poolwatch.trouble import describe
+from poolwatch.unreturned import collected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,14 +185,15 @@ class PoolListeners:
 
     # Giving back
 
-    def odd_checkin(self, slot: Slot, dbapi: DBAPIConnection | None, held: bool) -> None:  # noqa: FBT001
+    def odd_checkin(self, slot: Slot, dbapi: DBAPIConnection | None, held: float | None) -> None:
         """Book a return that the garbage collector made, or one without a connection: lost, or never connected.
 
-        *held*: it ended a hold; otherwise the last caller's proxy may be long gone.
+        *held*: since when it was out; ``None`` if it ended no hold, when the last caller's proxy may be long gone.
         """
-        if held and slot.proxy() is None:
+        if held is not None and slot.proxy() is None:
             # On a sync engine, a connection that was collected comes back as if it had been returned.
             self._ledger.count("leaks_total")
+            collected(self._ledger, slot, held)
         if dbapi is None:
             settle(slot, self._ledger)
             slot.dialing = slot.returned = None
@@ -205,6 +207,8 @@ class PoolListeners:
         serial, leaked = slot.serial, self.is_async and slot.proxy() is None
         if leaked:
             self._ledger.count("leaks_total")
+            if slot.held is not None:
+                collected(self._ledger, slot, slot.held)
         # Else another thread, which got the record before this event fired, has connected it again and booked this.
         if record.dbapi_connection is None:
             self._ledger.lost(slot, "leaked" if leaked else "detached", serial)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -115,9 +114,7 @@ class Account:
         """Note that it is no longer out, after *seconds*."""
         ledger = self.taken.pop(slot, None)
         if self.missing and self.missing.pop(slot, False):
-            late.append((self, ledger, seconds))
+            ledger.late.append((self, seconds))
 
 
 current: ContextVar[Account | None] = ContextVar("poolwatch.request", default=None)
-# Connections that came back after it was logged that they were out, for whoever may log next, with the seconds.
-late: deque[tuple[Account, Any, float]] = deque(maxlen=1000)

@@ -1,4 +1,4 @@
-"""Connections that are still out when the request that took them is over: counted, and told.
+"""Connections that a request does not give back: still out when it is over, or found by the garbage collector.
 
 Where a client has left, the connection may come back in a task of its own just after the request: SQLAlchemy closes
 sessions that way, asyncio generators. So a request is judged a moment later, by a timer, else by whoever reads then.
@@ -11,13 +11,13 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from poolwatch.requests import late
 from poolwatch.traces import told
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
     from poolwatch.ledger import Ending, Ledger
     from poolwatch.requests import Account
+    from poolwatch.slot import Slot
     from poolwatch.traces import Trace
 
 logger = logging.getLogger("poolwatch")
@@ -26,10 +26,9 @@ logger = logging.getLogger("poolwatch")
 MOMENT = 2.0
 # In so many steps, each begun when the last is over: a loop that was busy for long has had no time to give back.
 _STEPS = 8
-# Seconds between two lines about one route and pool; the first one after them says how many there would have been.
+# Seconds between two lines of a kind about one route; the first one after them says how many there would have been.
 BETWEEN = 60.0
 _MOST_LINES = 1000
-_lines: dict[tuple[str, tuple[str, str]], tuple[float, int]] = {}
 
 
 def close(account: Account, *, collected: bool = False) -> None:
@@ -60,11 +59,24 @@ def close(account: Account, *, collected: bool = False) -> None:
             # Without a loop of asyncio's, a reader does it.
             with suppress(RuntimeError):
                 _step(asyncio.get_running_loop(), left, _STEPS)
-        if late:
-            _tell_late()
+        _tell_later(account.ledger)
     except Exception as error:  # noqa: BLE001
         for ledger in ledgers:
             ledger.trouble(describe("unreturned", error))
+
+
+def collected(ledger: Ledger, slot: Slot, held: float) -> None:
+    """Note that the garbage collector found the connection of *slot*, out since *held*: for listeners."""
+    account = slot.account
+    if account is None:
+        return
+    for ending in ledger.endings[:]:
+        if ending[0] is account and ending[1] is slot:
+            # Nobody has given it back in the moment that there was for that.
+            with suppress(ValueError):
+                ledger.endings.remove(ending)
+                ledger.usage.miss(account)
+    ledger.leaked.append((account, ledger.clock() - held, slot.trace))
 
 
 def settle(ledger: Ledger) -> None:
@@ -74,7 +86,7 @@ def settle(ledger: Ledger) -> None:
             # Well after the timer, where there is one.
             if ledger.clock() - ending[-1] >= 2 * MOMENT:
                 _judge(ledger, ending)
-        _tell_late()
+        _tell_later(ledger)
     except Exception as error:  # noqa: BLE001
         ledger.trouble(describe("unreturned", error))
 
@@ -106,7 +118,7 @@ def _judge(ledger: Ledger, ending: Ending) -> None:
     if slot.held != held or record is None or (record.record_info or {}).get(ledger.key) is not slot:
         return
     ledger.usage.miss(account)
-    skipped = _due(ledger, account)
+    skipped = _due(ledger, account, "unreturned")
     if account.missing is None:
         account.missing = {}
     # Before it is told, because it may come back meanwhile.
@@ -115,17 +127,17 @@ def _judge(ledger: Ledger, ending: Ending) -> None:
         _tell(ledger, account.resolve(ledger.trouble), slot.trace, ledger.clock() - held, skipped)
 
 
-def _due(ledger: Ledger, account: Account) -> int | None:
+def _due(ledger: Ledger, account: Account, kind: str) -> int | None:
     """Return how many lines about its route were not logged since the last; ``None`` if it is too soon for one."""
-    owner, now = account.resolve(ledger.trouble), ledger.clock()
-    key = ledger.name, owner
-    last, skipped = _lines.get(key, (None, 0))
+    lines, now = ledger.lines, ledger.clock()
+    key = kind, account.resolve(ledger.trouble)
+    last, skipped = lines.get(key, (None, 0))
     if last is not None and now - last < BETWEEN:
-        _lines[key] = last, skipped + 1
+        lines[key] = last, skipped + 1
         return None
-    if len(_lines) >= _MOST_LINES:
-        _lines.clear()
-    _lines[key] = now, 0
+    if len(lines) >= _MOST_LINES:
+        lines.clear()
+    lines[key] = now, 0
     return skipped
 
 
@@ -137,17 +149,35 @@ def _tell(ledger: Ledger, owner: tuple[str, str], trace: Trace, seconds: float, 
         *owner,
         ledger.name,
         seconds,
+        *_more(trace, skipped),
+    )
+
+
+def _more(trace: Trace, skipped: int) -> tuple[str, str]:
+    return (
         f" in {told(trace)}" if trace else "",
         f" ({skipped} more since the last such line)" if skipped else "",
     )
 
 
-def _tell_late() -> None:
-    while late:
-        account, ledger, seconds = late.popleft()
+def _tell_later(ledger: Ledger) -> None:
+    while ledger.late:
+        account, seconds = ledger.late.popleft()
         logger.warning(
             "poolwatch: %s %s no longer holds the connection of pool %r that it had left out; it was out for %.1f s",
             *account.resolve(ledger.trouble),
             ledger.name,
             seconds,
         )
+    while ledger.leaked:
+        account, seconds, trace = ledger.leaked.popleft()
+        skipped = _due(ledger, account, "leaked")
+        if skipped is not None:
+            logger.warning(
+                "poolwatch: %s %s lost a connection of pool %r without giving it back, and the garbage collector found"
+                " it; it was out for %.1f s, since a checkout%s; close it, or use a with block%s",
+                *account.resolve(ledger.trouble),
+                ledger.name,
+                seconds,
+                *_more(trace, skipped),
+            )
