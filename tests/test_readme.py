@@ -95,7 +95,7 @@ async def test_beside_metrics_that_are_there(names: dict[str, Any]) -> None:
 async def test_another_port(names: dict[str, Any]) -> None:
     """A scrape is answered there, and the application's own path is free."""
     port = free_port()
-    run("from contextlib import asynccontextmanager\n" + BLOCKS[4], names, port=str(port))
+    run(BLOCKS[4], names, port=str(port))
     async with names["lifespan"](names["app"]), http(names["app"]) as client:
         assert 404 == (await client.get("/metrics")).status_code
         async with httpx.AsyncClient() as outside:
