@@ -191,7 +191,11 @@ def test_restart(ledger: Ledger, slot: Slot) -> None:
     for _ in range(2):
         ledger.handed_out(slot, ledger.clock())
     ledger.read()
+    ledger.late.append((slot.caller, 1.0))
+    ledger.leaked.append((slot.caller, 1.0, ()))
+    ledger.lines["leaked", ("GET", "/a")] = 1.0, 1
     ledger.restart()
+    assert not (ledger.late or ledger.leaked or ledger.lines)
     ledger.read()
     assert {"route_checkouts_total": {}, "route_hold_seconds_total": {}} == ledger.read_usage()
 
