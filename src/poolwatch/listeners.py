@@ -22,7 +22,7 @@ from poolwatch.hotpath import checkin_listener, checkout_listener
 from poolwatch.pings import Pings
 from poolwatch.records import settle, slot_for
 from poolwatch.trouble import describe
-from poolwatch.unreturned import collected
+from poolwatch.unreturned import found
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,7 +193,7 @@ class PoolListeners:
         if held is not None and slot.proxy() is None:
             # On a sync engine, a connection that was collected comes back as if it had been returned.
             self._ledger.count("leaks_total")
-            collected(self._ledger, slot, held)
+            found(self._ledger, slot, held)
         if dbapi is None:
             settle(slot, self._ledger)
             slot.dialing = slot.returned = None
@@ -208,7 +208,7 @@ class PoolListeners:
         if leaked:
             self._ledger.count("leaks_total")
             if slot.held is not None:
-                collected(self._ledger, slot, slot.held)
+                found(self._ledger, slot, slot.held)
         # Else another thread, which got the record before this event fired, has connected it again and booked this.
         if record.dbapi_connection is None:
             self._ledger.lost(slot, "leaked" if leaked else "detached", serial)

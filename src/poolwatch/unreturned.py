@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from poolwatch.traces import told
 from poolwatch.trouble import describe
 
 if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Iterator
+
     from poolwatch.ledger import Ending, Ledger
     from poolwatch.requests import Account
     from poolwatch.slot import Slot
     from poolwatch.traces import Trace
+
+T = TypeVar("T")
 
 logger = logging.getLogger("poolwatch")
 
@@ -37,9 +42,7 @@ def close(account: Account, *, collected: bool = False) -> None:
     *collected*: by the garbage collector, which may have come in the middle of the application's routing, of logging or
     of the event loop's timers: all of that is left to readers.
     """
-    ledgers: set[Ledger] = set()
     try:
-        ledgers.update(account.taken.values())
         if collected:
             account.slim()
         else:
@@ -61,11 +64,10 @@ def close(account: Account, *, collected: bool = False) -> None:
                 _step(asyncio.get_running_loop(), left, _STEPS)
         _tell_later(account.ledger)
     except Exception as error:  # noqa: BLE001
-        for ledger in ledgers:
-            ledger.trouble(describe("unreturned", error))
+        account.ledger.trouble(describe("unreturned", error))
 
 
-def collected(ledger: Ledger, slot: Slot, held: float) -> None:
+def found(ledger: Ledger, slot: Slot, held: float) -> None:
     """Note that the garbage collector found the connection of *slot*, out since *held*: for listeners."""
     account = slot.account
     if account is None:
@@ -161,16 +163,14 @@ def _more(trace: Trace, skipped: int) -> tuple[str, str]:
 
 
 def _tell_later(ledger: Ledger) -> None:
-    while ledger.late:
-        account, seconds = ledger.late.popleft()
+    for account, seconds in _taken_off(ledger.late):
         logger.warning(
             "poolwatch: %s %s no longer holds the connection of pool %r that it had left out; it was out for %.1f s",
             *account.resolve(ledger.trouble),
             ledger.name,
             seconds,
         )
-    while ledger.leaked:
-        account, seconds, trace = ledger.leaked.popleft()
+    for account, seconds, trace in _taken_off(ledger.leaked):
         skipped = _due(ledger, account, "leaked")
         if skipped is not None:
             logger.warning(
@@ -181,3 +181,12 @@ def _tell_later(ledger: Ledger) -> None:
                 seconds,
                 *_more(trace, skipped),
             )
+
+
+def _taken_off(news: deque[T]) -> Iterator[T]:
+    """Yield what is in *news*, each to one of the threads that ask."""
+    while True:
+        try:
+            yield news.popleft()
+        except IndexError:
+            return
