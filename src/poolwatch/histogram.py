@@ -5,10 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,7 @@ class Histogram:
 
     def fold(self) -> None:
         """Move the waiting observations into the buckets; one below zero (a clock set back) counts as zero."""
-        batch = self.backlog[:]
-        # Only what was copied: others append meanwhile.
-        del self.backlog[: len(batch)]
+        batch = taken(self.backlog)
         batch.sort()
         below_zero = bisect_left(batch, 0.0)
         batch[:below_zero] = [0.0] * below_zero
@@ -83,3 +83,10 @@ class Histogram:
     def snapshot(self) -> HistogramSnapshot:
         """Return what has been folded so far."""
         return HistogramSnapshot(self._bounds, tuple(self._cumulative), self._count, self._sum)
+
+
+def taken(backlog: list[T]) -> list[T]:
+    """Return what is in *backlog*, and take no more than that off it: others append meanwhile."""
+    batch = backlog[:]
+    del backlog[: len(batch)]
+    return batch

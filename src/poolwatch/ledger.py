@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from poolwatch.catalog import BY_FIELD
-from poolwatch.histogram import Histogram
+from poolwatch.histogram import Histogram, taken
 from poolwatch.labels import REPLACED
 from poolwatch.usage import Usage
 
@@ -254,10 +254,7 @@ class Ledger:
                 self.lost(slot, "failed" if slot.fresh else "disposed", slot.serial)
 
     def _fold(self) -> None:
-        batch = self._events[:]
-        # Only what was copied: others append meanwhile.
-        del self._events[: len(batch)]
-        self._counts.update(batch)
+        self._counts.update(taken(self._events))
         for histogram in self._histograms:
             histogram.fold()
         self.usage.fold()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from poolwatch.histogram import Histogram
+from poolwatch.histogram import Histogram, taken
 from poolwatch.requests import NOBODY, OTHER, UNMATCHED
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from poolwatch.requests import Account
 
     Owner = tuple[str, str]
-
-T = TypeVar("T")
 
 
 class Total:
@@ -106,13 +104,13 @@ class Usage:
 
     def fold(self) -> None:
         """Book what waits in the lists."""
-        for account, seconds in _taken(self.backlog):
+        for account, seconds in taken(self.backlog):
             self.durations.observe(max(seconds, 0.0))
             self._waiting.setdefault(account, Total()).hold(seconds)
-        for who, seconds in _taken(self._waits):
+        for who, seconds in taken(self._waits):
             total = self._outside if who is None else self._waiting.setdefault(who, Total())
             total.waited += max(seconds, 0.0)
-        self._unreturned.update(self._label(account) for account in _taken(self._missed))
+        self._unreturned.update(self._label(account) for account in taken(self._missed))
         self.durations.fold()
         # Before the end a route may not be decided yet, and this may be a listener.
         self._settle([each for each in self._waiting if each.owner is not None or each.ended])
@@ -173,10 +171,3 @@ class Usage:
                 return method, OTHER
             routes.add(route)
         return method, route
-
-
-def _taken(backlog: list[T]) -> list[T]:
-    """Return what is in *backlog*, and take no more than that off it: others append meanwhile."""
-    batch = backlog[:]
-    del backlog[: len(batch)]
-    return batch

@@ -3,9 +3,7 @@
 from generator.model import BARS, LEGEND_BESIDE, STACK, ZEROS_OUT_OF_LEGEND, Panel, Query, Row
 from generator.promql import WINDOW, Promql
 from generator.rows.common import A_MINUTE
-from generator.rows.routes import BY, LINES
-
-LEGEND = "{{method}} {{route}} {{job}}"
+from generator.rows.routes import LEGEND, LINES, job_routes
 
 
 def row(q: Promql) -> Row:
@@ -18,52 +16,42 @@ def row(q: Promql) -> Row:
     )
 
 
-def _by(q: Promql) -> str:
-    return ", ".join((*q.options.labels, "job", BY))
-
-
-def _first(q: Promql, expression: str) -> str:
-    """Return a filter for the routes with the greatest *expression*, chosen once for the whole time shown."""
-    return f"on ({_by(q)}) topk({LINES}, sum by ({_by(q)}) ({expression}))"
-
-
 def _held(q: Promql) -> Panel:
     held = q.of("route_connections")
-    return Panel(
-        kind="timeseries",
-        title="Connections held now, by route",
-        question=(
-            "Who has them at this moment? Unlike the mean above it shows a peak as high as it was when Prometheus"
-            f" looked. The {LINES} routes that held most in the time shown."
-        ),
-        unit="short",
-        width=9,
-        queries=(
-            Query(
-                expr=f"sum by ({_by(q)}) ({held}) and {_first(q, f'max_over_time({held}[$__range] @ end())')}",
-                legend=LEGEND,
-            ),
-        ),
-        custom=STACK,
-        options=LEGEND_BESIDE,
-        overrides=(ZEROS_OUT_OF_LEGEND,),
+    return _stacked(
+        q,
+        "Connections held now, by route",
+        "Who has them at this moment? Unlike the mean above it shows a peak as high as it was when Prometheus looked."
+        f" The {LINES} routes that held most in the time shown.",
+        held,
+        f"max_over_time({held}[$__range] @ end())",
     )
 
 
 def _waited(q: Promql) -> Panel:
     waited = q.of("route_checkout_seconds_total")
-    rate = f"sum by ({_by(q)}) (rate({waited}[{WINDOW}]))"
+    return _stacked(
+        q,
+        "Requests waiting, by route",
+        "Who suffers? Requests of each route that wait for a connection, on average: queueing, connecting and pinging,"
+        " those that gave up at pool_timeout included. A wait counts when it ends."
+        f" The {LINES} routes that waited most in the time shown.",
+        f"rate({waited}[{WINDOW}])",
+        f"increase({waited}[$__range] @ end())",
+    )
+
+
+def _stacked(q: Promql, title: str, question: str, shown: str, ranked: str) -> Panel:
+    """Return a panel of what is *shown* of the routes with the greatest *ranked*, chosen once for the whole time."""
+    by = job_routes(q)
+    first = f"on ({by}) topk({LINES}, sum by ({by}) ({ranked}))"
     return Panel(
         kind="timeseries",
-        title="Requests waiting, by route",
-        question=(
-            "Who suffers? Requests of each route that wait for a connection, on average: queueing, connecting and"
-            " pinging, those that gave up at pool_timeout included. A wait counts when it ends."
-            f" The {LINES} routes that waited most in the time shown."
-        ),
+        title=title,
+        question=question,
         unit="short",
         width=9,
-        queries=(Query(expr=f"{rate} and {_first(q, f'increase({waited}[$__range] @ end())')}", legend=LEGEND),),
+        queries=(Query(expr=f"sum by ({by}) ({shown}) and {first}", legend=LEGEND),),
         custom=STACK,
         options=LEGEND_BESIDE,
         overrides=(ZEROS_OUT_OF_LEGEND,),
@@ -81,7 +69,7 @@ def _kept(q: Promql) -> Panel:
         ),
         unit=A_MINUTE,
         width=6,
-        queries=(Query(expr=f"60 * sum by ({_by(q)}) (rate({kept}[{WINDOW}])) > 0", legend=LEGEND),),
+        queries=(Query(expr=f"60 * sum by ({job_routes(q)}) (rate({kept}[{WINDOW}])) > 0", legend=LEGEND),),
         custom=BARS,
         defaults={"noValue": "none"},
         overrides=(ZEROS_OUT_OF_LEGEND,),

@@ -5,6 +5,7 @@ from generator.promql import Promql
 from generator.rows.common import A_MINUTE
 
 BY = "method, route"
+LEGEND = "{{method}} {{route}} {{job}}"
 # So many lines can be told apart, and so many rows read.
 LINES, ROWS = 6, 20
 
@@ -19,9 +20,14 @@ def row(q: Promql) -> Row:
     )
 
 
+def job_routes(q: Promql) -> str:
+    """Return the labels that name a route of a job's."""
+    return ", ".join((*q.options.labels, "job", BY))
+
+
 def held(q: Promql, title: str, lines: int, width: int) -> Panel:
     """Return the panel that names the routes which hold the most, chosen once for the whole time shown."""
-    by = ", ".join((*q.options.labels, "job", BY))
+    by = job_routes(q)
     rate = q.rate("route_hold_seconds_total", by)
     # Ranked at each step of the graph instead, the lines would come and go.
     ranked = f"topk({lines}, {q.increase('route_hold_seconds_total', by, at=' @ end()')})"
@@ -35,7 +41,7 @@ def held(q: Promql, title: str, lines: int, width: int) -> Panel:
         ),
         unit="short",
         width=width,
-        queries=(Query(expr=f"{rate} and on ({by}) {ranked}", legend="{{method}} {{route}} {{job}}"),),
+        queries=(Query(expr=f"{rate} and on ({by}) {ranked}", legend=LEGEND),),
         custom=STACK,
         options=LEGEND_BESIDE,
         defaults={"noValue": "no request used a pool"},
